@@ -1,0 +1,8 @@
+"""Measuring: the target, paired timing of two models, latency of one, a profile per operator. All of it runs on ONNX Runtime."""
+
+from graphopt.measurement.pairs import Latency, Speed, bench, compare
+from graphopt.measurement.profile import OpTime, Profile, profile
+from graphopt.measurement.runtime_graph import same_runtime_graph
+from graphopt.measurement.target import Target, detect
+
+__all__ = ["Latency", "OpTime", "Profile", "Speed", "Target", "bench", "compare", "detect", "profile", "same_runtime_graph"]

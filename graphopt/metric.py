@@ -1,0 +1,79 @@
+"""The user's own measure of quality: a function from a way to run the model to one number."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import InputError, OptionError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric by name.
+
+    Attributes:
+        name: as it was asked for.
+        function: takes `run`, a function from feeds (input name -> array) to outputs (output name -> array); returns
+            one number, the higher the better.
+    """
+
+    name: str
+    function: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], float]
+
+
+def load_metric(where: str) -> Metric:
+    """Import "MODULE:FUNCTION" or "FILE.py:FUNCTION".
+
+    Raises:
+        OptionError: not of that form, not found, cannot be imported, not a function.
+    """
+    source, _, name = where.rpartition(":")
+    if not source or not name:
+        raise OptionError(f"metric {where!r}: expected MODULE:FUNCTION or FILE.py:FUNCTION")
+    try:
+        if source.endswith(".py") or "/" in source:
+            path = Path(source)
+            if not path.is_file():
+                raise OptionError(f"metric {where}: no such file {path}")
+            unique = f"graphopt_metric_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+            spec = importlib.util.spec_from_file_location(unique, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+    except OptionError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"metric {where}: cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise OptionError(f"metric {where}: {source} has no function {name}")
+    return Metric(where, function)
+
+
+def measure_metric(metric: Metric, model: str | os.PathLike, *, threads: int = 0, provider: str = "cpu") -> float:
+    """The metric of a model under the runtime with its optimizations on, as it would be served.
+
+    Raises:
+        InputError: the metric raises, or does not return a finite number.
+    """
+    from graphopt import runtime
+
+    session = runtime.session(model, threads=threads, provider=provider)
+    try:
+        value = float(metric.function(lambda feeds: runtime.run(session, feeds)))
+    except Exception as error:
+        raise InputError(f"metric {metric.name} on {model}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not math.isfinite(value):
+        raise InputError(f"metric {metric.name} on {model}: {value} is not a finite number")
+    return value

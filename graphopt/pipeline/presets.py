@@ -1,0 +1,176 @@
+"""Pipelines: ordered lists of passes with options; presets are named ones in TOML.
+
+    description = "what it is for"
+    rounds = 3                      # the list is run again until nothing changes, at most this often
+
+    [[step]]
+    preset = "clean"                # all steps of another preset
+
+    [[step]]
+    pass = "fuse-conv-bn"
+    options = { max-growth = 0 }
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import importlib.resources
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import OptionError, PluginError
+from graphopt.pipeline.registry import Registry
+from graphopt.rewriting.base import Effect, Pass
+
+ENTRY_POINT_GROUP = "graphopt.presets"
+DEFAULT_ROUNDS = 1
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """An ordered list of configured passes.
+
+    Attributes:
+        name: the preset's name, or "custom".
+        steps: the passes in order, each configured.
+        rounds: how often the list is run at most; a round in which nothing changes is the last.
+        description: one line.
+    """
+
+    name: str
+    steps: tuple[Pass, ...]
+    rounds: int = DEFAULT_ROUNDS
+    description: str = ""
+
+    @property
+    def effect(self) -> Effect:
+        """The strongest effect of its passes."""
+        return max((step.effect for step in self.steps), key=lambda e: e.strength, default=Effect.EXACT)
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that are installed."""
+    return sorted(_installed())
+
+
+def load_preset(name: str, registry: Registry) -> Pipeline:
+    """The preset of that name, or that in a file if `name` ends in .toml.
+
+    Raises:
+        OptionError: no such preset or file, TOML that does not parse, an unknown pass or option, a preset that
+            includes itself.
+    """
+    return _load(name, registry, ())
+
+
+def build_pipeline(
+    registry: Registry,
+    *,
+    preset: str = "default",
+    passes: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Pipeline:
+    """The pipeline that a command line asks for.
+
+    Args:
+        registry: the passes.
+        preset: name or TOML file; used unless `passes` is given.
+        passes: names in order, run to a fixpoint once.
+        skip: names to leave out; each must be a pass that exists.
+        options: by pass name, option values over those of the preset.
+
+    Raises:
+        OptionError: anything unknown, or options for a pass that the pipeline does not run.
+    """
+    pipeline = load_preset(preset, registry) if passes is None else Pipeline("custom", tuple(registry.get(n)() for n in passes))
+    for name in skip:
+        registry.get(name)
+    steps = [s for s in pipeline.steps if s.name not in skip]
+    for name, values in (options or {}).items():
+        cls = registry.get(name)
+        cls.configure(values)
+        if all(s.name != name for s in steps):
+            raise OptionError(f"options are given for pass {name!r}, which the pipeline ({pipeline.name}) does not run")
+        steps = [cls.configure({**_values(s), **values}) if s.name == name else s for s in steps]
+    return replace(pipeline, steps=tuple(steps))
+
+
+def _values(step: Pass) -> dict[str, Any]:
+    return {o.name: getattr(step, o.name.replace("-", "_")) for o in step.options()}
+
+
+def _installed() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for point in sorted(set(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)), key=lambda p: (p.name != "builtin", p.name)):
+        try:
+            folder = importlib.resources.files(point.value)
+            files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
+        except Exception as error:
+            raise PluginError(f"presets of {point.name} cannot be read: {error}") from error
+        for file in files:
+            name = file.name.removesuffix(".toml")
+            if name in found:
+                raise PluginError(f"two presets are called {name!r}: {found[name]} and {file}")
+            found[name] = file
+    return found
+
+
+def _load(name: str, registry: Registry, including: tuple[str, ...]) -> Pipeline:
+    if name in including:
+        raise OptionError(f"preset {name} includes itself: {' -> '.join((*including, name))}")
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise OptionError(f"preset {name}: no such file")
+        source: Any = path
+    else:
+        installed = _installed()
+        if name not in installed:
+            near = difflib.get_close_matches(name, installed, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(installed))}"
+            raise OptionError(f"unknown preset {name!r}; {hint}")
+        source = installed[name]
+    try:
+        data = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"preset {name}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise OptionError(f"preset {name}: cannot be read: {error.strerror}") from None
+    return _from_toml(name, data, registry, (*including, name))
+
+
+def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including: tuple[str, ...]) -> Pipeline:
+    unknown = sorted(set(data) - {"description", "rounds", "step"})
+    if unknown:
+        raise OptionError(f"preset {name}: unknown key {unknown[0]!r} (known: description, rounds, step)")
+    rounds = data.get("rounds", DEFAULT_ROUNDS)
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= 10:
+        raise OptionError(f"preset {name}: rounds must be a whole number from 1 to 10, not {rounds!r}")
+    given = data.get("step", [])
+    if not isinstance(given, list) or not all(isinstance(s, dict) for s in given):
+        raise OptionError(f"preset {name}: steps are written as [[step]] tables")
+    steps: list[Pass] = []
+    for number, step in enumerate(given, 1):
+        where = f"preset {name}, step {number}"
+        extra = sorted(set(step) - {"pass", "preset", "options"})
+        if extra:
+            raise OptionError(f"{where}: unknown key {extra[0]!r} (known: pass, preset, options)")
+        if ("pass" in step) == ("preset" in step):
+            raise OptionError(f"{where}: needs either pass = \"...\" or preset = \"...\"")
+        try:
+            if "preset" in step:
+                if "options" in step:
+                    raise OptionError("options belong to a pass")
+                steps.extend(_load(str(step["preset"]), registry, including).steps)
+            else:
+                steps.append(registry.get(str(step["pass"])).configure(step.get("options")))
+        except OptionError as error:
+            raise OptionError(f"{where}: {error}") from None
+    if not steps:
+        raise OptionError(f"preset {name}: has no steps")
+    return Pipeline(Path(name).stem, tuple(steps), rounds, str(data.get("description", "")))

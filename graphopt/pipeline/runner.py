@@ -1,0 +1,200 @@
+"""Runs a pipeline over a model; replays it without what a bisection found at fault."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import onnx_ir as ir
+
+from graphopt.model import Model, count_nodes
+from graphopt.pipeline.presets import Pipeline
+from graphopt.rewriting.base import Pass
+from graphopt.rewriting.changes import ChangeLog, Refusal
+from graphopt.rewriting.context import Context
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What a run must not do. Passes are deterministic, so a replay does everything else alike.
+
+    Attributes:
+        passes: names of passes that are left out whole.
+        applications: numbers of single applications, counted from 0 over the whole run, that are held back.
+        limit: only applications below this number happen; None: all.
+    """
+
+    passes: frozenset[str] = frozenset()
+    applications: frozenset[int] = frozenset()
+    limit: int | None = None
+
+    def allows(self, number: int) -> bool:
+        """Whether application `number` may happen."""
+        return number not in self.applications and (self.limit is None or number < self.limit)
+
+
+@dataclass
+class PassRun:
+    """What one pass did in one run of the pipeline, over all rounds.
+
+    Attributes:
+        status: "kept", "no-change", "rolled-back" or "failed".
+        note: why it was rolled back or failed.
+        seconds: wall time.
+    """
+
+    name: str
+    effect: str
+    applied: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    nodes_before: int = 0
+    nodes_after: int = 0
+    seconds: float = 0.0
+    status: str = "no-change"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Application:
+    """One application: its number in the run, the pass, and what it was applied to."""
+
+    number: int
+    pass_name: str
+    label: str
+
+
+@dataclass
+class Candidate:
+    """The model as rewritten, and how it came about.
+
+    Attributes:
+        model: the rewritten model.
+        runs: one record a step of the pipeline, in order.
+        applications: everything that was applied, in order.
+        hold: what was held back.
+        notes: remarks on the model.
+    """
+
+    model: Model
+    runs: list[PassRun]
+    applications: list[Application]
+    hold: Hold
+    notes: list[str]
+
+    @property
+    def changed(self) -> bool:
+        """Whether any pass changed anything."""
+        return bool(self.applications)
+
+
+class Observer(Protocol):
+    """Told of each pass as it starts and ends; for progress, timing and dumps, which are not the passes' business."""
+
+    def before(self, step: Pass, number: int, total: int) -> None: ...
+    def after(self, step: Pass, record: PassRun, model: Model) -> None: ...
+
+
+class PassFailed(Exception):
+    """A pass raised; the model is in an unknown state."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(name)
+        self.name = name
+        self.error = error
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """No garbage collection inside: graphs are cyclic and large, and every collection would walk all of them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def run_pipeline(
+    load: Callable[[], Model], pipeline: Pipeline, *, hold: Hold | None = None, observers: Sequence[Observer] = ()
+) -> Candidate:
+    """Run a pipeline over the model that `load` gives; a pass that raises is left out, and the run done again.
+
+    Args:
+        load: a fresh copy of the model, each time that it is called.
+        pipeline: the passes.
+        hold: what must not be done.
+        observers: told of each pass.
+    """
+    hold = hold or Hold()
+    failed: dict[str, str] = {}
+    while True:
+        kept = Hold(hold.passes | failed.keys(), hold.applications, hold.limit)
+        try:
+            candidate = _run(load(), pipeline, kept, observers)
+        except PassFailed as failure:
+            failed[failure.name] = _one_line(failure.error)
+            continue
+        for run in candidate.runs:
+            if run.name in failed:
+                run.status, run.note = "failed", failed[run.name]
+            elif run.name in hold.passes:
+                run.status = "rolled-back"
+        candidate.hold = hold
+        return candidate
+
+
+def _run(model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer]) -> Candidate:
+    runs = [PassRun(step.name, step.effect.value) for step in pipeline.steps]
+    applications: list[Application] = []
+    asked = 0
+    context = Context(model.graph)
+    held: list[set[ir.Node]] = [set() for _ in runs]
+    with collector_off():
+        nodes = count_nodes(model.graph)
+        for round_number in range(pipeline.rounds):
+            changed = False
+            if round_number:
+                context.invalidate(shapes=True)  # what the last round changed may have made more shapes known
+            for i, (step, record) in enumerate(zip(pipeline.steps, runs)):
+                if round_number == 0:
+                    record.nodes_before = record.nodes_after = nodes
+                if step.name in hold.passes:
+                    continue
+                for observer in observers:
+                    observer.before(step, i, len(runs))
+                log = ChangeLog(step.name, lambda n, base=asked: hold.allows(base + n), held[i])
+                started = time.perf_counter()
+                context = Context(model.graph, log, context)
+                try:
+                    step.run(context)
+                except Exception as error:
+                    raise PassFailed(step.name, error) from error
+                record.seconds += time.perf_counter() - started
+                applications.extend(Application(asked + n, step.name, label) for n, label in log.numbered)
+                asked += log.asked
+                if log.applied:
+                    changed = True
+                    record.status = "kept"
+                    record.applied += log.applied
+                    before, nodes = nodes, count_nodes(model.graph)
+                    record.nodes_after += nodes - before
+                record.refused = log.refusals
+                record.notes = list(dict.fromkeys([*record.notes, *log.notes]))
+                for observer in observers:
+                    observer.after(step, record, model)
+            if not changed:
+                break
+    return Candidate(model, runs, applications, hold, [*model.notes, *dict.fromkeys(context.notes)])
+
+
+def _one_line(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -1,0 +1,128 @@
+"""What a run is asked for, and what can be said of it before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt.errors import InputError, OptionError, OutputError
+from graphopt.pipeline.presets import Pipeline, build_pipeline
+from graphopt.pipeline.registry import Registry
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
+VERIFY = ("off", "end", "each")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for; the options of `graphopt run`.
+
+    Attributes:
+        model: the model's file.
+        output: where the result goes; None: `<stem>.opt.onnx` beside the model, or the model itself with `in_place`.
+        preset: name or TOML file of the pipeline, unless `passes` lists passes.
+        skip: passes to leave out.
+        options: by pass, option values.
+        plugins: files or modules with further passes.
+        provider: execution provider to verify and measure on.
+        threads: of the runtime; 0: all usable cores.
+        shapes: input -> dimensions to fix.
+        samples: `.npz` or folder of them; None: synthesized.
+        verify: "off", "end" (the result), or "each" (after every pass).
+        bench: whether speed is measured, and a slower result dropped.
+        tolerance: relative tolerance of float outputs, instead of the one that effect and noise give.
+        budget: with lossy passes, the loss of quality that is accepted.
+        metric: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; called with a function from feeds to outputs.
+        bake: treat initializers that a caller may override as constants.
+        in_place: allow the model's own file to be replaced.
+    """
+
+    model: Path
+    output: Path | None = None
+    preset: str = "default"
+    passes: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+    provider: str = "cpu"
+    threads: int = 0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    samples: Path | None = None
+    verify: str = "end"
+    bench: bool = True
+    tolerance: float | None = None
+    budget: float | None = None
+    metric: str | None = None
+    seed: int = 0
+    bake: bool = False
+    in_place: bool = False
+
+    @property
+    def destination(self) -> Path:
+        """The file that the result is written to."""
+        if self.output is not None:
+            return self.output
+        return self.model if self.in_place else self.model.with_name(f"{self.model.stem}.opt.onnx")
+
+
+def plan(request: Request) -> tuple[Registry, Pipeline]:
+    """The passes that are installed or plugged in, and the pipeline that the request asks for.
+
+    Raises:
+        PluginError, OptionError: as the registry and the presets do.
+    """
+    registry = Registry.discover()
+    for plugin in request.plugins:
+        registry.load_plugin(plugin)
+    return registry, build_pipeline(
+        registry, preset=request.preset, passes=request.passes, skip=request.skip, options=request.options
+    )
+
+
+def load(request: Request) -> Model:
+    """The model with the shapes fixed and the weights baked in that the request asks for.
+
+    Raises:
+        InputError, OptionError: as the formats do.
+    """
+    from graphopt.formats import bake, fix_shapes, load_model
+
+    model = load_model(request.model)
+    if request.shapes:
+        model.prepare(lambda m: fix_shapes(m, request.shapes))
+    if request.bake:
+        model.prepare(bake)
+    return model
+
+
+def check(request: Request) -> None:
+    """Turn down before any work what cannot end well.
+
+    Raises:
+        GraphoptError: of the kind that fits.
+    """
+    from graphopt import runtime
+    from graphopt.metric import load_metric
+
+    if request.verify not in VERIFY:
+        raise OptionError(f"verify must be one of {', '.join(VERIFY)}, not {request.verify!r}")
+    if request.threads < 0:
+        raise OptionError(f"threads must be 0 (all cores) or more, not {request.threads}")
+    if request.tolerance is not None and not request.tolerance >= 0:
+        raise OptionError(f"tolerance must be 0 or more, not {request.tolerance}")
+    if request.metric is not None:
+        load_metric(request.metric)
+    runtime.resolve_provider(request.provider)
+    if not request.model.exists():
+        raise InputError(f"{request.model}: no such file")
+    destination = request.destination
+    if not destination.parent.is_dir():
+        raise OutputError(f"{destination}: there is no folder {destination.parent}")
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder")
+    if destination.exists() and destination.samefile(request.model) and not request.in_place:
+        raise OutputError(f"{destination}: is the model itself; --in-place allows that it is replaced")

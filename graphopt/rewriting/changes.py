@@ -1,0 +1,106 @@
+"""What a pass did: applications, refusals, and where each node of the result came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphopt.rewriting.base import node_label
+
+_ORIGIN = "graphopt.origin"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A match that a guard turned down.
+
+    Attributes:
+        node: how the report names the node.
+        reason: one clause in plain words.
+    """
+
+    node: str
+    reason: str
+
+
+class ChangeLog:
+    """The record of one pass over one model, and the switch by which single applications are held back.
+
+    Applications are numbered from 0 in the order in which the pass comes to them; passes are deterministic, so a
+    number names the same application in every run over the same model. `allow(number)` decides whether one may
+    happen: bisection replays a pass with some held back. `held` carries the nodes held back over to the pass's next
+    round, where it would come to them again under new numbers.
+
+    Attributes:
+        applied: how many changes were made.
+        asked: how many were asked for; those held back are counted.
+        numbered: the number and the label of each change that was made.
+        notes: lines for the report that are no refusals.
+    """
+
+    def __init__(self, name: str, allow: Callable[[int], bool] | None = None, held: set[ir.Node] | None = None) -> None:
+        self.name = name
+        self.applied = 0
+        self.asked = 0
+        self.numbered: list[tuple[int, str]] = []
+        self.notes: list[str] = []
+        self._allow = allow
+        self._held = held if held is not None else set()
+        self._refused: dict[ir.Node | str, Refusal] = {}
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """The refusals that still stand, in the order in which they were met."""
+        return list(self._refused.values())
+
+    def permit(self, subject: ir.Node | ir.Value | None = None, label: str | None = None) -> bool:
+        """Ask before a change at `subject`; False means that it is held back.
+
+        `label` names the change in a bisection's answer where `subject` is not a node.
+        """
+        if isinstance(subject, ir.Node) and subject in self._held:
+            return False
+        number = self.asked
+        self.asked += 1
+        if self._allow is not None and not self._allow(number):
+            if isinstance(subject, ir.Node):
+                self._held.add(subject)
+            return False
+        if label is None:
+            label = node_label(subject) if isinstance(subject, ir.Node) else (subject.name or "?") if subject is not None else "?"
+        self.numbered.append((number, label))
+        self.applied += 1
+        return True
+
+    def refuse(self, subject: ir.Node | str, reason: str) -> None:
+        """Record that a match at `subject` was turned down; a later reason replaces an earlier one."""
+        label = subject if isinstance(subject, str) else node_label(subject)
+        self._refused[subject] = Refusal(label, reason)
+
+    def settled(self, subject: ir.Node) -> None:
+        """Forget a refusal at `subject`: it was rewritten after all, or no longer matches."""
+        self._refused.pop(subject, None)
+
+    def note(self, text: str) -> None:
+        """A line for the report that is no refusal."""
+        self.notes.append(text)
+
+    def provenance(self, new: Iterable[ir.Node], old: Iterable[ir.Node]) -> None:
+        """Record that `new` nodes stand for `old` ones, by this pass."""
+        names: dict[str, None] = {}
+        passes: dict[str, None] = {}
+        for node in old:
+            origin_names, origin_passes = origin(node)
+            names.update(dict.fromkeys(origin_names))
+            passes.update(dict.fromkeys(origin_passes))
+        passes[self.name] = None
+        for node in new:
+            node.meta[_ORIGIN] = (tuple(names), tuple(passes))
+
+
+def origin(node: ir.Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the original nodes that `node` stands for, and the passes that made it (none: untouched)."""
+    known = node.meta.get(_ORIGIN)
+    return known if known is not None else ((node_label(node),), ())

@@ -1,0 +1,191 @@
+"""What a pass is given: the model, the log, and analyses that are cached and kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.rewriting.changes import ChangeLog
+from graphopt.rewriting.constants import constant_tensor
+from graphopt.rewriting.pattern import ONNX_DOMAINS
+from graphopt.rewriting.shapes import Dim, ShapeAnalysis
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a graph stands.
+
+    Attributes:
+        opsets: opset versions by domain in force in the graph ("" for the standard one).
+        owner: the node that holds the graph as an attribute; None for a model's main graph and a function's body.
+        function: the local function that the graph belongs to, or None.
+    """
+
+    opsets: dict[str, int]
+    owner: ir.Node | None
+    function: ir.Function | None
+
+
+class Index:
+    """All graphs and nodes of a model, by operator; built by one walk, kept up to date by the editor."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.scopes: dict[ir.Graph, Scope] = {}
+        self._names: set[str] = set()
+        self._counters: dict[str, int] = {}
+        self._by_type: dict[str, dict[ir.Node, None]] = {}
+        self._add_graph(model.graph, Scope(_normal(model.opset_imports), None, None))
+        for function in model.functions.values():
+            self._add_graph(function.graph, Scope(_normal(function.opset_imports), None, function))
+
+    def _add_graph(self, graph: ir.Graph, scope: Scope) -> None:
+        pending = [(graph, scope)]
+        while pending:  # a stack, not recursion: nesting is data
+            graph, scope = pending.pop()
+            self.scopes[graph] = scope
+            self._names.update(v.name for v in graph.inputs if v.name)
+            self._names.update(graph.initializers)
+            for node in graph:
+                self.add(node)
+                for attribute in node.attributes.values():
+                    for inner in attribute_graphs(attribute):
+                        pending.append((inner, Scope(scope.opsets, node, scope.function)))
+
+    def add(self, node: ir.Node) -> None:
+        """Enter a node; its subgraphs must be known already."""
+        self._by_type.setdefault(node.op_type, {})[node] = None
+        if node.name:
+            self._names.add(node.name)
+        self._names.update(v.name for v in node.outputs if v.name)
+
+    def drop(self, node: ir.Node) -> None:
+        """Forget a node that was removed."""
+        self._by_type.get(node.op_type, {}).pop(node, None)
+
+    def of_types(self, types: Iterator[str] | tuple[str, ...]) -> list[ir.Node]:
+        """The nodes of the given operator types (any domain), by type and then in order of appearance."""
+        return [node for t in types for node in self._by_type.get(t, ())]
+
+    def fresh_name(self, hint: str) -> str:
+        """A name that no value and no node of the model bears, made from `hint`."""
+        if hint and hint not in self._names:
+            self._names.add(hint)
+            return hint
+        count = self._counters.get(hint, 0)
+        while True:
+            count += 1
+            name = f"{hint}_{count}"
+            if name not in self._names:
+                self._counters[hint] = count
+                self._names.add(name)
+                return name
+
+
+class Context:
+    """One pass over one model.
+
+    Attributes:
+        model: the graph, changed in place.
+        log: what the pass applied and refused.
+        notes: lines for the report that concern the model rather than a pass.
+    """
+
+    def __init__(self, model: ir.Model, log: ChangeLog | None = None, previous: Context | None = None) -> None:
+        self.model = model
+        self.log = log if log is not None else ChangeLog("")
+        self._index = previous._index if previous is not None else None
+        self._shapes = previous._shapes if previous is not None else None
+        self.notes: list[str] = previous.notes if previous is not None else []
+
+    # --- analyses -----------------------------------------------------------------------------------------------
+
+    @property
+    def index(self) -> Index:
+        """All nodes by operator; built when first asked for."""
+        if self._index is None:
+            self._index = Index(self.model)
+        return self._index
+
+    @property
+    def shapes(self) -> ShapeAnalysis:
+        """Shapes and known values; inferred when first asked for."""
+        if self._shapes is None:
+            self._shapes = ShapeAnalysis(self.model)
+            self.notes.extend(self._shapes.conflicts)
+        return self._shapes
+
+    def invalidate(self, *, shapes: bool = False) -> None:
+        """Forget the index after changes that did not go through the editor, and with `shapes` what was inferred."""
+        self._index = None
+        if shapes:
+            self._shapes = None
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    def scope(self, node: ir.Node) -> Scope:
+        """Where the graph of `node` stands."""
+        assert node.graph is not None, f"{node.name} is not in a graph"
+        return self.index.scopes[node.graph]
+
+    def opset(self, node: ir.Node, domain: str | None = None) -> int:
+        """The opset version in force at `node` for its own domain, or for `domain`; 0 where it is not imported."""
+        wanted = node.domain if domain is None else domain
+        return self.scope(node).opsets.get("" if wanted in ONNX_DOMAINS else wanted, 0)
+
+    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """The inferred shape of a value: an int or a symbolic expression (str) a dimension; None: rank unknown."""
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            return tuple(tensor.shape.numpy())
+        return self.shapes.dims(value)
+
+    def static_dims(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """The shape of a value where every dimension is a known number, or None."""
+        dims = self.dims(value)
+        return None if dims is None or any(not isinstance(d, int) for d in dims) else dims  # type: ignore[return-value]
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """The number of dimensions, or None."""
+        dims = self.dims(value)
+        return None if dims is None else len(dims)
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """The element type of a value, inferred where it is not declared; None where it is unknown."""
+        if value is None:
+            return None
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            return tensor.dtype
+        if value.dtype is None:
+            self.shapes
+        return value.dtype
+
+    def known_value(self, value: ir.Value | None) -> np.ndarray | None:
+        """The elements of a value that shapes alone determine (a Shape of a static input and what is computed of it).
+
+        Constants are left to `constant_array`. The result is int64, of rank 0 or 1.
+        """
+        return self.shapes.known_value(value)
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """Every node: main graph, subgraphs, functions; order is not topological across graphs."""
+        for graph in self.index.scopes:
+            yield from graph
+
+
+def attribute_graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    """The subgraphs that an attribute holds."""
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return tuple(attribute.as_graphs())
+    return ()
+
+
+def _normal(opsets: dict[str, int]) -> dict[str, int]:
+    return {("" if domain in ONNX_DOMAINS else domain): version for domain, version in opsets.items()}

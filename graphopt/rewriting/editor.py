@@ -1,0 +1,276 @@
+"""How a rewrite states its replacement: staged while the guards run, carried out at once when they all pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.rewriting.base import Refuse
+from graphopt.rewriting.context import Context
+from graphopt.rewriting.pattern import Match
+from graphopt.rewriting.shapes import DECLARED, INFERRED
+
+
+class Editor:
+    """The changes that one application of a rewrite makes at `match`.
+
+    New nodes stand before `match.root`, in the order in which they were made. Names of graph outputs are kept, the
+    nodes of the match that end without a consumer are removed, and so is what only they consumed.
+    """
+
+    def __init__(self, context: Context, match: Match) -> None:
+        self.context = context
+        self.match = match
+        self.created: list[ir.Node] = []
+        self.initializers: list[ir.Value] = []
+        self.replacements: list[tuple[ir.Value, ir.Value]] = []
+        self.dropped_uses: list[tuple[ir.Node, int, ir.Value | None]] = []
+        self.updates: list[tuple[ir.Node, str, ir.Attr | None]] = []
+
+    # --- statements ---------------------------------------------------------------------------------------------
+
+    def constant(self, data: np.ndarray | ir.TensorProtocol | Sequence[int], hint: str) -> ir.Value:
+        """A new constant: an initializer of the graph of the match, or a Constant node inside a function.
+
+        `data`: an array or a tensor, kept as it is; a sequence of ints makes an int64 vector. `hint`: what its name
+        is made from.
+        """
+        # Not isinstance(data, TensorProtocol): checks against a runtime protocol cost more than the rest of a match.
+        if isinstance(data, np.ndarray | np.generic):
+            array = np.asarray(data)
+            tensor = ir.Tensor(array if array.flags.c_contiguous else array.copy())
+        elif isinstance(data, list | tuple):
+            tensor = ir.Tensor(np.asarray(data, np.int64))
+        else:
+            tensor = data
+        if self.context.scope(self.match.root).function is not None:
+            return self.node("Constant", [], {"value": tensor}, name=hint)
+        name = self.context.index.fresh_name(hint)
+        if isinstance(tensor, ir.Tensor):
+            tensor.name = name
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value.meta[INFERRED] = True
+        self.initializers.append(value)
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        outputs: int = 1,
+        domain: str = "",
+        name: str | None = None,
+        like: ir.Value | None = None,
+    ) -> Any:
+        """Make a node; returns its output value, or the list of them where `outputs` is not 1.
+
+        `attributes`: name to plain value, tensor or `ir.Attr`; None values are left out. `like`: a value whose type
+        and shape the first output takes (else they are inferred).
+        """
+        given = ir.convenience.convert_attributes({k: v for k, v in (attributes or {}).items() if v is not None})
+        label = self.context.index.fresh_name(name or f"{self.match.root.name or op_type}")
+        node = ir.Node(domain, op_type, inputs, given, num_outputs=outputs, name=label)
+        for i, value in enumerate(node.outputs):
+            value.name = self.context.index.fresh_name(label if i == 0 and outputs == 1 else f"{label}_{i}")
+            value.meta[INFERRED] = True
+        if like is not None:
+            node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
+        self.created.append(node)
+        return node.outputs[0] if outputs == 1 else list(node.outputs)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let every consumer of `old`, and the graph's outputs, take `new` instead."""
+        self.replacements.append((old, new))
+
+    def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
+        """Change one input of an existing node (which may not lie behind the root)."""
+        self.dropped_uses.append((node, index, value))
+
+    def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
+        """Set an attribute of an existing node, or remove it (`value` None)."""
+        attribute = None if value is None else ir.convenience.convert_attributes({name: value})[0]
+        self.updates.append((node, name, attribute))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was stated that would change the graph."""
+        return not (self.replacements or self.dropped_uses or self.updates)
+
+    # --- carrying out -------------------------------------------------------------------------------------------
+
+    def discard(self) -> None:
+        """Undo the staging: new nodes let go of their inputs."""
+        for node in self.created:
+            for i in range(len(node.inputs)):
+                node.replace_input_with(i, None)
+
+    def check(self) -> None:
+        """Turn down, before anything changes, what would leave the graph invalid.
+
+        Raises:
+            Refuse: a graph output would lose its name, because its replacement cannot bear it.
+        """
+        new_outputs = {v for n in self.created for v in n.outputs}
+        root = self.match.root
+        for old, new in self.replacements:
+            if old.is_graph_output() and root.op_type == "Identity" and new not in new_outputs and not self._can_rename(old, new):
+                raise Refuse("it names a graph output whose source cannot bear that name")
+
+    def commit(self) -> tuple[list[ir.Node], list[ir.Node]]:
+        """Carry the changes out.
+
+        Returns:
+            The nodes made and the nodes whose inputs or attributes changed (consumers of what was replaced), and the
+            nodes that were removed.
+        """
+        root = self.match.root
+        graph = root.graph
+        assert graph is not None
+        index, shapes = self.context.index, self.context._shapes  # no inference for the sake of upkeep
+        for value in self.initializers:
+            graph.initializers.add(value)
+        graph.insert_before(root, self.created)
+        for node in self.created:
+            index.add(node)
+            if shapes is not None and (node.outputs[0].shape is None or len(node.outputs) > 1):
+                shapes.infer(node)
+        self.context.log.provenance(self.created, self.match.nodes or [root])
+        _keep_metadata(root, self.created)
+        touched: dict[ir.Node, None] = dict.fromkeys(self.created)
+        orphans: list[ir.Node] = list(self.match.nodes)
+        for node, name, attribute in self.updates:
+            if attribute is None:
+                node.attributes.pop(name, None)
+            else:
+                node.attributes[name] = attribute
+            touched[node] = None
+        for node, i, value in self.dropped_uses:
+            previous = node.inputs[i]
+            node.replace_input_with(i, value)
+            touched[node] = None
+            if previous is not None:
+                touched.update(dict.fromkeys(_few_consumers(previous)))
+                if previous.producer() is not None:
+                    orphans.append(previous.producer())
+        for old, new in self.replacements:
+            touched.update(dict.fromkeys(usage.node for usage in old.uses()))
+            self._replace(old, new)
+        removed = remove_unused(orphans, self.context, touched)
+        for value in self.initializers:
+            if not value.uses() and not value.is_graph_output():
+                graph.initializers.pop(value.name)
+        return [n for n in touched if n.graph is not None], removed
+
+    def _can_rename(self, old: ir.Value, new: ir.Value) -> bool:
+        """Whether `new` may take the name of the graph output `old`."""
+        producer = new.producer()
+        return producer is not None and not new.is_graph_output() and producer.graph is old.graph
+
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        if old.is_graph_output():
+            graph = old.graph
+            if not self._can_rename(old, new):
+                holder = ir.Node("", "Identity", [new], num_outputs=1, name=self.context.index.fresh_name(f"{old.name}/identity"))
+                graph.insert_before(self.match.root, holder)
+                self.context.index.add(holder)
+                self.context.log.provenance([holder], [self.match.root])
+                new = holder.outputs[0]
+                new.meta[INFERRED] = True
+                new.name = self.context.index.fresh_name(f"{old.name}/kept")
+            _take_over(old, new, self.context)
+            new.type, new.shape = (old.type or new.type), (old.shape if old.shape is not None else new.shape)
+            if DECLARED in old.meta:
+                new.meta[DECLARED] = old.meta[DECLARED]
+            elif INFERRED not in old.meta and (old.type is not None or old.shape is not None):
+                new.meta[DECLARED] = (old.type, old.shape)
+        elif new.producer() in self.created and new.producer() is not None:
+            _take_over(old, new, self.context)  # tools that look at inner values find them under their old names
+        if new.shape is None and old.shape is not None:
+            new.shape = old.shape
+        if new.type is None:
+            new.type = old.type
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _take_over(old: ir.Value, new: ir.Value, context: Context) -> None:
+    name = old.name
+    if name is None:
+        return
+    old.name = context.index.fresh_name(f"{name}/replaced")
+    new.name = name
+
+
+def _keep_metadata(root: ir.Node, created: Sequence[ir.Node]) -> None:
+    for node in created:
+        if root.metadata_props and not node.metadata_props:
+            node.metadata_props.update(root.metadata_props)
+        if root.doc_string and not node.doc_string:
+            node.doc_string = root.doc_string
+
+
+def _few_consumers(value: ir.Value) -> list[ir.Node]:
+    """The consumers of a value that has few: a guard on the number of consumers may now pass."""
+    uses = value.uses()
+    return [usage.node for usage in uses] if len(uses) <= 2 else []
+
+
+def remove_unused(nodes: Sequence[ir.Node], context: Context, touched: dict[ir.Node, None] | None = None) -> list[ir.Node]:
+    """Remove those of `nodes` without a consumer, then what only they consumed; linear in what is removed.
+
+    Nodes whose value is a graph output, and the initializers that become unused, are handled; a node is never removed
+    for having no outputs.
+    """
+    removed: list[ir.Node] = []
+    pending = list(nodes)
+    index, shapes = context.index, context._shapes
+    while pending:
+        node = pending.pop()
+        if node.graph is None or not node.outputs or any(v.uses() or v.is_graph_output() for v in node.outputs):
+            continue
+        captured = [v for g in _subgraphs(node) for v in _captures(g)]
+        inputs = [v for v in node.inputs if v is not None]
+        for graph in _subgraphs(node):
+            _release(graph, context)
+        index.drop(node)
+        if shapes is not None:
+            shapes.forget(node)
+        node.graph.remove(node, safe=True)
+        removed.append(node)
+        for value in (*inputs, *captured):
+            if value.uses():
+                if touched is not None:
+                    touched.update(dict.fromkeys(_few_consumers(value)))
+                continue
+            if value.producer() is not None:
+                pending.append(value.producer())
+            elif value.is_initializer() and not value.is_graph_input() and not value.is_graph_output():
+                value.graph.initializers.pop(value.name)
+    return removed
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    from graphopt.rewriting.context import attribute_graphs
+
+    return [g for a in node.attributes.values() for g in attribute_graphs(a)]
+
+
+def _captures(graph: ir.Graph) -> list[ir.Value]:
+    """Values from outside that the nodes of a subgraph consume."""
+    inside = {graph, *graph.subgraphs()}
+    return [v for n in graph.all_nodes() for v in n.inputs if v is not None and v.graph not in inside]
+
+
+def _release(graph: ir.Graph, context: Context) -> None:
+    """Let the nodes of a subgraph that goes away let go of what they consume."""
+    for node in list(graph.all_nodes()):
+        context.index.drop(node)
+        for i in range(len(node.inputs)):
+            node.replace_input_with(i, None)
+
+
+

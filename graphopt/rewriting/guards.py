@@ -1,0 +1,84 @@
+"""Guards that rewrites share: each returns what it established, or refuses with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.rewriting.base import Refuse
+from graphopt.rewriting.constants import constant_tensor
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def require(condition: bool, reason: str) -> None:
+    """Refuse unless `condition` holds."""
+    if not condition:
+        raise Refuse(reason)
+
+
+def constant(value: ir.Value | None, what: str) -> np.ndarray:
+    """The data of a constant input called `what` ("the weight"), read only; never one that a caller may override."""
+    tensor = constant_tensor(value)
+    if tensor is None:
+        if value is None:
+            raise Refuse(f"{what} is left out")
+        if value.is_initializer():
+            raise Refuse(f"{what} {value.name!r} is also a graph input, so a caller may override it")
+        raise Refuse(f"{what} {value.name!r} is not constant")
+    return tensor.numpy()
+
+
+def float_constant(value: ir.Value | None, what: str, types: Container[ir.DataType] = FLOATS) -> np.ndarray:
+    """The data of a constant input of a floating-point type."""
+    array = constant(value, what)
+    dtype = constant_tensor(value).dtype  # type: ignore[union-attr]
+    if dtype not in types:
+        raise Refuse(f"{what} {value.name!r} is {dtype.name}, not a type that can be folded")  # type: ignore[union-attr]
+    return array
+
+
+def only_consumer(value: ir.Value, what: str, consumer: ir.Node) -> None:
+    """Refuse unless `consumer` alone consumes `value`, once, in its own graph, and it is no graph output."""
+    if value.is_graph_output():
+        raise Refuse(f"{what} {value.name!r} is also a graph output")
+    uses = value.uses()
+    if any(usage.node.graph is not consumer.graph for usage in uses):
+        raise Refuse(f"{what} {value.name!r} is captured by a subgraph")
+    if len(uses) != 1:
+        raise Refuse(f"{what} {value.name!r} has {len(uses)} consumers")
+
+
+def unused_outputs(node: ir.Node, first: int = 1) -> None:
+    """Refuse if any output of `node` from number `first` on is consumed."""
+    for value in node.outputs[first:]:
+        if value.uses() or value.is_graph_output():
+            raise Refuse(f"its output {value.name!r} is used")
+
+
+def same_graph(*nodes: ir.Node) -> None:
+    """Refuse unless all nodes stand in one graph: a weight of an outer graph may serve a subgraph many times."""
+    if any(n.graph is not nodes[0].graph for n in nodes):
+        raise Refuse("its nodes stand in different graphs")
+
+
+def attribute(node: ir.Node, name: str, default=None):
+    """The value of an attribute, or `default`; refuses one that a function's caller decides.
+
+    Strings come as `str`, lists as tuples.
+    """
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    if found.is_ref():
+        raise Refuse(f"attribute {name} is a parameter of the function")
+    return found.value
+
+
+def finite(array: np.ndarray, what: str) -> np.ndarray:
+    """Refuse new weights that overflowed or were not numbers."""
+    if not np.isfinite(np.asarray(array, np.float64)).all():
+        raise Refuse(f"{what} would not be finite")
+    return array

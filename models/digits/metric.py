@@ -1,0 +1,24 @@
+"""Quality of the digits model: top-1 accuracy on the samples that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+HELDOUT = Path(__file__).with_name("heldout.npz")
+
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+def accuracy(run: Run) -> float:
+    """Share of held-out digits that the model gets right, 0 to 1.
+
+    `run` runs the model: it takes inputs by name (`image`, float32 [batch, 1, 8, 8]) and returns outputs by
+    name (`logits`, float32 [batch, 10]).
+    """
+    with np.load(HELDOUT) as held:
+        images, labels = held["image"], held["label"]
+    logits = np.asarray(run({"image": images})["logits"])
+    return float((logits.argmax(axis=1) == labels).mean())

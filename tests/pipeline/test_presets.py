@@ -1,0 +1,103 @@
+"""Presets and pipelines: what TOML and the command line may say, and what is turned down."""
+
+from pathlib import Path
+
+import pytest
+
+from graphopt.errors import OptionError, PluginError
+from graphopt.pipeline.presets import build_pipeline, load_preset, preset_names
+from graphopt.pipeline.registry import Registry
+from graphopt.rewriting import Effect
+from tests.pipeline import faulty
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry.discover()
+    registry.add(faulty, "tests")
+    return registry
+
+
+def write(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "p.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_installed_presets_load(registry: Registry) -> None:
+    assert {"clean", "default", "weights-int8"} <= set(preset_names())
+    for name in preset_names():
+        assert load_preset(name, registry).steps
+    assert load_preset("clean", registry).effect is Effect.EXACT
+    assert load_preset("default", registry).effect is Effect.ROUNDING
+    assert load_preset("weights-int8", registry).effect is Effect.LOSSY
+
+
+def test_options_of_a_step(registry: Registry, tmp_path: Path) -> None:
+    pipeline = load_preset(write(tmp_path, '[[step]]\npass = "slow-down"\noptions = { count = 7 }\n'), registry)
+    assert pipeline.name == "p"
+    assert pipeline.steps[0].count == 7
+
+
+def test_options_from_the_command_line_go_over_those_of_the_preset(registry: Registry, tmp_path: Path) -> None:
+    preset = write(tmp_path, 'rounds = 2\n[[step]]\npass = "slow-down"\noptions = { count = 7 }\n')
+    pipeline = build_pipeline(registry, preset=preset, options={"slow-down": {"count": "9"}})
+    assert pipeline.steps[0].count == 9
+    assert pipeline.rounds == 2
+
+
+def test_skip_and_passes(registry: Registry) -> None:
+    full = build_pipeline(registry, preset="clean")
+    less = build_pipeline(registry, preset="clean", skip=["eliminate-identity"])
+    assert len(less.steps) < len(full.steps)
+    assert [s.name for s in build_pipeline(registry, passes=["neg-to-relu", "eliminate-identity"]).steps] == ["neg-to-relu", "eliminate-identity"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[step]\n", "not valid TOML"),
+        ("steps = 1\n", "unknown key 'steps'"),
+        ("rounds = 0\n[[step]]\npass = 'neg-to-relu'\n", "rounds must be"),
+        ("rounds = true\n[[step]]\npass = 'neg-to-relu'\n", "rounds must be"),
+        ("", "has no steps"),
+        ("[step]\npass = 'neg-to-relu'\n", r"\[\[step\]\]"),
+        ("[[step]]\nname = 'x'\n", "step 1: unknown key 'name'"),
+        ("[[step]]\n", "needs either"),
+        ("[[step]]\npass = 'neg-to-rely'\n", "did you mean neg-to-relu"),
+        ("[[step]]\npass = 'slow-down'\noptions = { count = 0 }\n", "below the minimum of 1"),
+        ("[[step]]\npass = 'slow-down'\noptions = { count = 1.5 }\n", "not a valid int"),
+        ("[[step]]\npass = 'slow-down'\noptions = { many = 1 }\n", "has no option 'many'"),
+        ("[[step]]\npreset = 'nope'\n", "unknown preset 'nope'"),
+        ("[[step]]\npreset = 'clean'\noptions = { a = 1 }\n", "options belong to a pass"),
+    ],
+)
+def test_bad_presets(registry: Registry, tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        load_preset(write(tmp_path, text), registry)
+
+
+def test_a_preset_that_includes_itself(registry: Registry, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(f"[[step]]\npreset = '{file}'\n")
+    with pytest.raises(OptionError, match="includes itself"):
+        load_preset(str(file), registry)
+
+
+def test_unknown_names(registry: Registry) -> None:
+    with pytest.raises(OptionError, match="unknown pass 'nope'"):
+        build_pipeline(registry, passes=["nope"])
+    with pytest.raises(OptionError, match="unknown pass 'nope'"):
+        build_pipeline(registry, skip=["nope"])
+    with pytest.raises(OptionError, match="does not run"):
+        build_pipeline(registry, preset="clean", options={"slow-down": {"count": "3"}})
+    with pytest.raises(OptionError, match="no such file"):
+        load_preset("missing.toml", registry)
+
+
+def test_two_passes_with_one_name() -> None:
+    registry = Registry()
+    registry.add(faulty.NegToRelu, "one")
+    other = type("Other", (faulty.NegToRelu,), {"__doc__": "Another.", "__module__": "elsewhere"})
+    with pytest.raises(PluginError, match="two passes are called 'neg-to-relu'"):
+        registry.add(other, "two")
