@@ -84,6 +84,7 @@ def _cut(graph: ir.Graph, node: ir.Node, depth: int, survivors: set[str | None])
 def _boundary(model: ir.Model, cut: ir.Graph, feeds: dict[str, Any], threads: int) -> dict[str, np.ndarray]:
     """What the whole model computes for the inputs of the cut, under the runtime without optimizations."""
     from graphopt import runtime
+    from graphopt.formats.onnx import to_bytes
 
     known = {v.name for v in model.graph.inputs}
     wanted = [v.name for v in cut.inputs if v.name not in known]
@@ -92,7 +93,7 @@ def _boundary(model: ir.Model, cut: ir.Graph, feeds: dict[str, Any], threads: in
     for name in wanted:
         if not produced[name].is_graph_output():
             probe.graph.outputs.append(produced[name])
-    values = runtime.run(runtime.session(ir.to_proto(probe).SerializeToString(), optimize=False, threads=threads), feeds)
+    values = runtime.run(runtime.session(to_bytes(probe), optimize=False, threads=threads), feeds)
     found = {v.name: (feeds[v.name] if v.name in feeds else values[v.name]) for v in cut.inputs}
     for value in cut.inputs:
         array = found[value.name]

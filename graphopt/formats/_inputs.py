@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -15,6 +15,8 @@ from graphopt.model import DECLARED, Model, iter_graphs
 def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
     """Gives inputs fixed sizes. Where a symbolic dimension gets one, it gets it everywhere in the model.
 
+    A name that stands on several axes of one input (PaddleOCR's exporter names all of them alike) relates nothing.
+
     To have :meth:`Model.fresh` do it again, go through :meth:`Model.prepare`.
 
     Raises:
@@ -24,6 +26,7 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
     sizes: dict[str, int] = {}
     values = {value.name: value for value in model.graph.graph.inputs}
     fixed: dict[str, list[int]] = {}
+    loose = _loose_names(values.values())
     for name, dims in shapes.items():
         fixed[name] = [int(dim) for dim in dims]
         if name not in values:
@@ -41,7 +44,7 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
             if isinstance(old, int):
                 if old != new:
                     raise OptionError(f"shape of '{name}': dimension {axis} is {old} in the model, not {new}")
-            elif old.value is not None and sizes.setdefault(old.value, new) != new:
+            elif old.value is not None and old.value not in loose and sizes.setdefault(old.value, new) != new:
                 raise OptionError(f"shape of '{name}': '{old.value}' cannot be both {sizes[old.value]} and {new}")
     # In two steps, so that an error leaves the model as it was.
     for name, dims in fixed.items():
@@ -58,6 +61,15 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
                 kind, shape = value.meta[DECLARED]
                 value.meta[DECLARED] = (kind, _sized(shape, sizes, cache))
     _fix_contract(model, fixed, sizes)
+
+
+def _loose_names(inputs: Iterable[ir.Value]) -> set[str]:
+    """Names that do not say that dimensions are equal: placeholders, and what exporters write on all axes of one input."""
+    loose = {"", "?", "None"}
+    for value in inputs:
+        names = [dim.value for dim in value.shape or () if not isinstance(dim, int) and dim.value is not None]
+        loose.update(name for name in names if names.count(name) > 1)
+    return loose
 
 
 def bake(model: Model) -> None:

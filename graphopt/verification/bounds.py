@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.verification.dims import constant_tensor
+from graphopt.verification.constants import constant_array, constant_scalar, dim_of, graphs_in, is_float_value, shape_of
 
 _MOVE = frozenset(
     [
@@ -201,7 +201,7 @@ class Bounds:
             if attr and attr in node.attributes:
                 axis = node.attributes[attr].as_int()
             for table in self._sources(node.inputs[data] if data < len(node.inputs) else None):
-                self._bound(facts, _dim(table, axis), a, b)
+                self._bound(facts, dim_of(table, axis), a, b)
             return
         if op in ("GatherND", "ScatterND") and index == 1:
             facts.indexed = True
@@ -212,7 +212,7 @@ class Bounds:
                 self._bound(facts, dim, a, b)
             return
         if op == "OneHot" and index == 0:
-            depth = _scalar(self._sources(node.inputs[1])[0])
+            depth = constant_scalar(self._sources(node.inputs[1])[0])
             facts.indexed = True
             if depth is not None:
                 self._bound(facts, int(depth), a, b)
@@ -242,30 +242,34 @@ class Bounds:
         op = node.op_type
         other = node.inputs[1 - index] if len(node.inputs) == 2 and index < 2 else None
         other = self._sources(other)[0]
-        number = _scalar(other)
+        number = constant_scalar(other)
         if op in _COMPARE:
             if number is not None and a:
                 facts.compared.add((number - b) / a)
                 if (number - b) / a in (0.0, 1.0):
                     facts.mask += 1
-            elif (table := _array(other)) is not None and table.size > 1 and op == "Equal" and table.dtype.kind in "iu" and a:
+            elif (table := constant_array(other)) is not None and table.size > 1 and op == "Equal" and table.dtype.kind in "iu" and a:
                 facts.indexed = True  # a one-hot spelled out: beyond the table nothing is ever equal
                 low, high = sorted(((float(table.min()) - b) / a, (float(table.max()) - b) / a))
                 facts.narrow(math.ceil(low), math.floor(high))
             elif table is not None and table.size and op != "Equal":
                 # compared with a whole table: values within it make a difference, values beyond it none
                 facts.compared |= {float(np.quantile(table, 0.25)), float(np.quantile(table, 0.75))}
-        elif op in ("And", "Or", "Not", "Xor", "If") or (op == "Where" and index == 0):
+        elif op in ("And", "Or", "Not", "Xor"):
+            yield node.outputs[0], a, b  # what becomes of it tells: a bool alone is no mask
+        elif op == "Where" and index == 0:
             facts.mask += 1
         elif op in ("Sub", "Add", "Mul", "Div") and len(node.inputs) == 2:
             if number is None:
-                if (vector := _array(other)) is not None:
+                if op == "Div" and index == 1:
+                    facts.size = True  # an integer that is divided by must not be 0
+                if (vector := constant_array(other)) is not None:
                     _normalised(facts, op, index, vector, node)
                 if op in ("Add", "Sub"):  # an unknown summand: the bound is a rough one
-                    facts.additive |= _is_float(node.outputs[0])
+                    facts.additive |= is_float_value(node.outputs[0])
                     yield node.outputs[0], (a if op == "Add" or index == 0 else -a), b
                 return
-            if op == "Sub" and index == 1 and number == 1.0 and (a, b) == (1.0, 0.0) and _is_float(node.outputs[0]):
+            if op == "Sub" and index == 1 and number == 1.0 and (a, b) == (1.0, 0.0) and is_float_value(node.outputs[0]):
                 facts.mask += 2  # 1 - mask, the way masks are turned round
             if op == "Mul" and number <= -100:
                 facts.mask += 2  # ... and made very negative
@@ -317,7 +321,7 @@ def _shifted(node: ir.Node, op: str, index: int, number: float, a: float, b: flo
 
 def _normalised(facts: Facts, op: str, index: int, vector: np.ndarray, node: ir.Node) -> None:
     """``(x - mean) / std`` with constants: the statistics that the model was trained on. Only the innermost axis."""
-    if index != 0 or vector.ndim != 1 or not np.all(np.isfinite(vector)) or not _is_float(node.outputs[0]):
+    if index != 0 or vector.ndim != 1 or not np.all(np.isfinite(vector)) or not is_float_value(node.outputs[0]):
         return
     if op == "Sub" and facts.centre is None:
         facts.centre = vector.astype(np.float64)
@@ -361,60 +365,3 @@ def _learn(facts: Facts, node: ir.Node) -> None:
                 centre[feature] = np.median(thresholds)
                 spread[feature] = max(float(np.std(thresholds)), 0.1 * abs(centre[feature]), 1e-3)
         facts.centre, facts.spread = centre, spread
-
-
-def shape_of(value: ir.Value | None) -> list[int | str | None] | None:
-    """Dimensions as sizes, names, or None where unknown; None for an unknown rank. Sees through dequantized weights."""
-    for _ in range(8):
-        if value is None:
-            return None
-        tensor = constant_tensor(value)
-        if tensor is not None:
-            return [d if isinstance(d, int) else None for d in tensor.shape]
-        if value.shape is not None:
-            return [d.value if isinstance(d, ir.SymbolicDim) else d if d >= 0 else None for d in value.shape]
-        node = value.producer()
-        if node is None or not node.inputs or node.op_type not in (
-            "DequantizeLinear", "Cast", "CastLike", "Identity", "Mul", "Div", "Dropout", "Clip"
-        ):  # fmt: skip
-            return None
-        value = node.inputs[0]
-    return None
-
-
-def _dim(value: ir.Value | None, axis: int) -> int | str | None:
-    shape = shape_of(value)
-    return shape[axis] if shape and -len(shape) <= axis < len(shape) else None
-
-
-def _array(value: ir.Value | None, limit: int = 65536) -> np.ndarray | None:
-    """A numeric constant of at most `limit` elements, also behind an Identity, Cast or change of shape."""
-    for _ in range(6):
-        tensor = constant_tensor(value)
-        if tensor is not None:
-            return tensor.numpy() if tensor.size <= limit and tensor.dtype != ir.DataType.STRING else None
-        node = value.producer() if value is not None else None
-        if node is None or node.op_type not in ("Identity", "Cast", "CastLike", "Unsqueeze", "Squeeze", "Reshape"):
-            return None
-        value = node.inputs[0]
-    return None
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    array = _array(value, 1)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype.is_floating_point()
-
-
-def graphs_in(node: ir.Node) -> list[ir.Graph]:
-    """The graphs in a node's attributes."""
-    found: list[ir.Graph] = []
-    for attr in node.attributes.values():
-        if not attr.is_ref() and attr.type == ir.AttributeType.GRAPH:
-            found.append(attr.value)
-        elif not attr.is_ref() and attr.type == ir.AttributeType.GRAPHS:
-            found.extend(attr.value)
-    return found

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from graphopt import runtime
 from graphopt.errors import GraphoptError
 from graphopt.verification import perturb
-from graphopt.verification.bounds import graphs_in
+from graphopt.verification.informative import live_values
 from graphopt.verification.metrics import is_float, wide
 from graphopt.verification.samples import Sample
 
@@ -159,23 +159,17 @@ class _Seen:
 
 def _watched(model: ir.Model, limit: int) -> tuple[list[ir.Value], list[ir.Value]]:
     """Float-looking outputs of nodes that depend on the inputs' values, evenly spread; conditions of If nodes."""
-    live: set[ir.Value] = {v for v in model.graph.inputs if v.name not in model.graph.initializers}
     found: list[ir.Value] = []
     conditions: dict[ir.Value, None] = {}
-    for node in model.graph:
-        if node.op_type in ("Shape", "Size"):
-            continue  # they depend on sizes alone
-        reads = node.inputs[:1] if node.op_type == "CastLike" else node.inputs  # the second one gives its type alone
-        captured = [v for g in graphs_in(node) for n in g.all_nodes() for v in n.inputs]
+    for node, depends in live_values(model):
         if node.op_type == "If" and node.inputs[0] is not None and node.inputs[0].producer() is not None:
             conditions[node.inputs[0]] = None
-        if not any(v in live for v in (*reads, *captured)):
-            continue
-        for value in node.outputs:
-            if value.name:
-                live.add(value)
-                if isinstance(value.type, ir.TensorType | None) and (value.dtype is None or value.dtype.is_floating_point()):
-                    found.append(value)
+        if depends:
+            found += [
+                v
+                for v in node.outputs
+                if v.name and isinstance(v.type, ir.TensorType | None) and (v.dtype is None or v.dtype.is_floating_point())
+            ]
     return _spread(found, limit), list(conditions)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.errors import OptionError
+from graphopt.verification.constants import constant_tensor
 from graphopt.verification.samples import fed_inputs
 
 _PLACEHOLDER = re.compile(r"^(|\?|-1|none|null|unk(nown)?(_+\d+)?|dynamic|any|\*|_+)$", re.I)
@@ -292,24 +293,6 @@ def _numbers(model: ir.Model, limit: int = 12) -> list[int]:
                     positive.append(math.prod(positive))  # what a flat input must hold, or a multiple of it
                 found |= {n for n in positive if 2 <= n <= 65536}
     return sorted(found)[:limit]
-
-
-def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node; None for a value that is computed. Reads no data."""
-    if value is None:
-        return None
-    if value.const_value is not None:
-        return value.const_value
-    node = value.producer()
-    if node is not None and node.op_type == "Constant" and node.domain == "":
-        for key, attr in node.attributes.items():
-            if attr.is_ref():
-                return None
-            if key == "value":
-                return attr.as_tensor()
-            if key in ("value_int", "value_ints", "value_float", "value_floats"):
-                return ir.tensor(attr.value)
-    return None
 
 
 def _check_shapes(values: list[ir.Value], shapes: Mapping[str, Sequence[int]]) -> None:

@@ -7,13 +7,13 @@ one of its outputs is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.verification.dims import constant_tensor
+from graphopt.verification.constants import constant_tensor, graphs_in
 from graphopt.verification.metrics import is_float, leaves, wide
 
 # Below this part of the scale, a change may be rounding.
@@ -31,6 +31,35 @@ def ranges(model: ir.Model) -> dict[str, tuple[float, float]]:
         if output.name and (bounds := _range(output)) is not None:
             found[output.name] = bounds
     return found
+
+
+def live_values(model: ir.Model) -> Iterator[tuple[ir.Node, bool]]:
+    """The nodes of the main graph in order, each with whether what it makes depends on the values of the inputs.
+
+    Sizes are no values: what comes from a Shape alone is the same for all inputs of one size.
+    """
+    live: set[ir.Value] = {v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    for node in model.graph:
+        reads = list(node.inputs)
+        if node.op_type in ("Shape", "Size", "EyeLike") and node.domain == "":
+            reads = []
+        elif node.op_type == "CastLike":
+            reads = reads[:1]  # the second one gives its type alone
+        for graph in graphs_in(node):
+            reads += [v for inner in graph.all_nodes() for v in inner.inputs] + list(graph.outputs)
+        depends = any(v in live for v in reads)
+        if depends:
+            live.update(node.outputs)
+        yield node, depends
+
+
+def independent(model: ir.Model) -> set[str]:
+    """The outputs that do not depend on the values of the inputs: constants, and what is made of sizes alone."""
+    dependent: set[ir.Value] = {v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    for node, depends in live_values(model):
+        if depends or node.op_type.startswith(("Random", "Bernoulli", "Multinomial")):
+            dependent.update(node.outputs)
+    return {v.name for v in model.graph.outputs if v.name and v not in dependent}
 
 
 def _range(value: ir.Value | None) -> tuple[float, float] | None:
@@ -59,13 +88,19 @@ def judge(
     outputs: Mapping[str, Any],
     others: list[Mapping[str, Any]],
     bounds: Mapping[str, tuple[float, float]],
+    still: Set[str] = frozenset(),
 ) -> dict[str, str]:
     """Why each output proves nothing on this sample: output -> reason, "" for one that does.
 
-    others: outputs of the reference on other inputs; those of another shape are passed over.
+    others: outputs of the reference on other inputs; those of another shape are passed over; still: outputs that do not
+    depend on the values of the inputs (see `independent`): where all are such, any sample proves all there is to prove.
     """
     verdicts = {}
+    nothing_else = set(outputs) <= still
     for name, value in outputs.items():
+        if name in still:
+            verdicts[name] = "" if nothing_else else "it does not depend on the inputs' values"
+            continue
         theirs = [leaves(o[name]) for o in others if name in o]
         reasons = [
             _leaf(array, [t[i][1] for t in theirs if len(t) > i], bounds.get(name))

@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import InputError
-from graphopt.verification.bounds import graphs_in
-from graphopt.verification.dims import constant_tensor
+from graphopt.verification.constants import constant_tensor, graphs_in
 from graphopt.verification.metrics import eps_of, is_float
 
 #: Models whose weights are larger than this many bytes are not copied in memory for a figure about rounding.

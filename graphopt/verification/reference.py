@@ -78,6 +78,7 @@ class Reference:
         self._session: Any = None
         self._kind = ""
         self.ranges: dict[str, tuple[float, float]] = {}
+        self.independent: set[str] = set()
         self.eps = eps_of(np.dtype(np.float32))
         try:
             graph = perturb.load(model)
@@ -86,6 +87,7 @@ class Reference:
         else:
             self.output_names = [v.name for v in graph.graph.outputs]
             self.ranges = informative.ranges(graph)
+            self.independent = informative.independent(graph)
             self.eps = _coarsest(graph)
         self._random: set[tuple[str, int]] = set()  # (output, array in it) that differ when the same is run again
         self._shaken: bytes | bool | None = False  # False: not tried yet
@@ -177,7 +179,7 @@ class Reference:
             if not any(_alike(answer, o) for o in others):
                 probe = self._quietly("off", informative.altered(sample.feeds, self.seed))
                 others = [*others, probe] if probe is not None else others
-            result.append(informative.judge(answer, others, self.ranges))
+            result.append(informative.judge(answer, others, self.ranges, self.independent))
         return result
 
     def coverage(self, samples: Sequence[Sample]) -> Coverage:

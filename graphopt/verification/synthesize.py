@@ -21,7 +21,7 @@ import onnx_ir as ir
 from graphopt.errors import GraphoptError
 from graphopt.verification.bounds import Bounds, Facts
 from graphopt.verification.dims import Group, Layout, layout
-from graphopt.verification.informative import judge, ranges
+from graphopt.verification.informative import independent, judge, ranges
 from graphopt.verification.samples import Sample
 from graphopt.verification.values import STATISTICS, Draw, choices_of, draw, is_mask
 
@@ -29,7 +29,8 @@ Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 Point = tuple[tuple[str, float], ...]  # a point of the search: group or choice -> size or value, sorted
 
 _NUMBER = re.compile(r"(?<![\w.])(\d{1,6})(?![\w.])")
-_RANGE = re.compile(r"inclusive range \[-?\d+, ?(\d+)\]")
+_RANGE = re.compile(r"range \[-?\d+, ?(\d+)\]")
+_OUTSIDE = re.compile(r"out of (range|bounds)", re.I)
 
 
 @dataclass
@@ -78,7 +79,7 @@ def synthesize(
     elif not (found := search.points()):
         return Synthesis(failure=_plain(search.error), attempts=search.attempts)
     result = Synthesis(warnings=search.warnings)
-    _fill(result, search, found, ranges(model), count)
+    _fill(result, search, found, ranges(model), independent(model), count)
     result.attempts = search.attempts
     if not result.samples:
         return Synthesis(failure=_plain(search.error), attempts=search.attempts)
@@ -227,9 +228,12 @@ class _Search:
                 return None
             message = str(self.error)
             taught = _RANGE.search(message)
-            if taught is None or (self.bound is not None and int(taught[1]) >= self.bound):
+            if taught is None and not _OUTSIDE.search(message):
                 return message
-            self.bound = int(taught[1])
+            bound = int(taught[1]) if taught else 1  # no range given: the smallest values that are not all one
+            if self.bound is not None and bound >= self.bound:
+                return message
+            self.bound = bound
         return message
 
 
@@ -239,7 +243,9 @@ def _numbers_in(message: str) -> list[int]:
     return list(dict.fromkeys(n for m in _NUMBER.findall(cause) if 2 <= (n := int(m)) <= 65536))[:6]
 
 
-def _fill(result: Synthesis, search: _Search, points: list[tuple[Point, dict[str, int]]], bounds: Mapping, count: int) -> None:
+def _fill(
+    result: Synthesis, search: _Search, points: list[tuple[Point, dict[str, int]]], bounds: Mapping, still: set[str], count: int
+) -> None:
     """Draws samples at every point, statistic by statistic, until they prove something or time is up."""
     # A slow model is run some ten times more on every sample by those who compare; one a size must do then.
     count = max(count if search.cost < 0.5 else min(count, 2), len(points))
@@ -268,7 +274,7 @@ def _fill(result: Synthesis, search: _Search, points: list[tuple[Point, dict[str
             # One run on other values of the same shapes: outputs that do not move prove nothing.
             probe = search.attempt(search.feeds(point, "normal", search.seed + 1000 + number))
             seen[point] += [probe] if probe is not None else []
-        reasons = judge(outputs, seen[point], bounds)
+        reasons = judge(outputs, seen[point], bounds, still)
         seen[point] = [*seen[point][-2:], outputs]  # a few are enough to see a change
         done.add(point)
         kept.append((not outputs or "" in reasons.values(), Sample(feeds, _origin(search, point, statistic))))

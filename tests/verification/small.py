@@ -5,7 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.verification.perturb import load
 
-F, I, B, S, H = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING, TensorProto.FLOAT16
+F, I, B, S, H = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING, TensorProto.FLOAT16  # noqa: E741
 
 
 def info(name, dtype=F, shape=None):
