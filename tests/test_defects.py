@@ -100,10 +100,11 @@ def test_random_operators_are_neither_folded_nor_merged(run) -> None:
 def test_duplicates_with_omitted_outputs(run) -> None:
     nodes = [
         node("MaxPool", ["x"], ["a", "i"], kernel_shape=[2, 2]), node("MaxPool", ["x"], ["b"], kernel_shape=[2, 2]),
-        node("TopK", ["x", "k"], ["", "t"]), node("TopK", ["x", "k"], ["u", ""]),
+        node("Unique", ["x"], ["u", "", "", "n"]), node("Unique", ["x"], ["v"]), node("Unique", ["x"], ["w", "first"]),
         node("Add", ["a", "b"], ["c"]),
     ]
-    before = model(nodes, {"x": [1, 1, 6, 6]}, ["c", "i", "t", "u"], {"k": np.asarray([2])}, types={"i": TensorProto.INT64, "t": TensorProto.INT64})
+    outputs = ["c", "i", "u", "n", "v", "w", "first"]
+    before = model(nodes, {"x": [1, 1, 6, 6]}, outputs, types=dict.fromkeys(["i", "n", "first"], TensorProto.INT64))
     after, _ = run(before)
     assert_same(before, after, {"x": array(1, 1, 6, 6)}, exact=True)
 
@@ -136,7 +137,8 @@ def test_one_convolution_called_twice_with_its_own_norms(run) -> None:
 
 
 def test_casts_through_half_precision_stay(run) -> None:
-    before = model([node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("Cast", ["h"], ["y"], to=TensorProto.FLOAT)], {"x": [9]}, ["y"])
+    casts = [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("Cast", ["h"], ["y"], to=TensorProto.FLOAT)]
+    before = model(casts, {"x": [9]}, ["y"])
     after, _ = run(before)
     assert_same(before, after, {"x": array(9) / 3}, exact=True)
 
@@ -207,7 +209,8 @@ def test_local_functions_do_not_block_fusion(run) -> None:
                                     [node("Conv", ["a", "w"], ["c"]), node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"])],
                                     [helper.make_opsetid("", 17)])
     call = helper.make_node("ConvBn", ["x", "w", "s", "b", "m", "v"], ["y"], domain="local")
-    before = model([call], {"x": [2, 3, 6, 6]}, {"y": [2, 4, 4, 4]}, {"w": array(4, 3, 3, 3), **BN}, functions=[function], opsets={"local": 1})
+    weights = {"w": array(4, 3, 3, 3), **BN}
+    before = model([call], {"x": [2, 3, 6, 6]}, {"y": [2, 4, 4, 4]}, weights, functions=[function], opsets={"local": 1})
     after, _ = run(before)
     assert ops(after) == {"Conv": 1}
     assert not after.functions

@@ -33,11 +33,15 @@ class Builder:
         self.count += 1
         return f"v{self.count}"
 
-    def weight(self, data: np.ndarray) -> str:
+    def weight(self, data: np.ndarray, shared: bool = True) -> str:
         """A new initializer, or one of the same shape that is there already: weights are shared at times."""
-        same = [n for n, w in self.weights.items() if w.shape == data.shape and w.dtype == data.dtype]
-        if same and self.draw(st.integers(0, 3)) == 0:
+        same = [n for n, w in self.weights.items() if w.shape == data.shape and w.dtype == data.dtype == np.float32 and "v" not in n]
+        if shared and same and self.draw(st.integers(0, 3)) == 0:
             return self.draw(st.sampled_from(same))
+        if not shared:
+            name = f"v{len(self.weights)}w"  # never handed out again
+            self.weights[name] = data
+            return name
         name = f"w{len(self.weights)}"
         self.weights[name] = data
         return name
@@ -61,7 +65,7 @@ class Builder:
             self.values.append(self.add("Conv", inputs, group=groups, pads=[size // 2] * 4))
         elif kind == "BatchNormalization":
             parameters = [self.weight(array(CHANNELS, seed=seed + i)) for i in range(3)]
-            parameters.append(self.weight(array(CHANNELS, seed=seed, low=0.5)))
+            parameters.append(self.weight(array(CHANNELS, seed=seed, low=0.5), shared=False))
             self.values.append(self.add("BatchNormalization", [x, *parameters]))
         elif kind == "Affine":
             shape = draw(st.sampled_from(((), (1,), (CHANNELS, 1, 1), (1, CHANNELS, 1, 1))))
@@ -99,7 +103,8 @@ def graphs(draw) -> onnx.ModelProto:
         builder.step()
     outputs = draw(st.lists(st.sampled_from(builder.values[1:]), min_size=1, max_size=3, unique=True))
     batch = draw(st.sampled_from((2, "batch")))
-    return model(builder.nodes, {"x": [batch, CHANNELS, 6, 6]}, outputs, builder.weights, ir_version=draw(st.sampled_from((7, 8, 9))))
+    shape = [batch, CHANNELS, 6, 6]  # every value has it
+    return model(builder.nodes, {"x": shape}, dict.fromkeys(outputs, shape), builder.weights, ir_version=draw(st.sampled_from((7, 8, 9))))
 
 
 def branches() -> onnx.ModelProto:
@@ -117,8 +122,9 @@ def branches() -> onnx.ModelProto:
         node("If", ["cond"], ["out3"], then_branch=branch("then", "Relu"), else_branch=branch("else", "Neg")),
     ]
     weights = {"w": array(4, 4, 1, 1), "s": array(4, low=0.5), "z": array(4, seed=3)}
-    return model(nodes, {"x": [1, 4, 5, 5], "cond": []}, {"out1": None, "out2": None, "out3": [1, 4, 5, 5]} | {}, weights,
-                 types={"cond": onnx.TensorProto.BOOL})
+    shape = [1, 4, 5, 5]
+    types = {"cond": onnx.TensorProto.BOOL}
+    return model(nodes, {"x": shape, "cond": []}, dict.fromkeys(("out1", "out2", "out3"), shape), weights, types=types)
 
 
 def optimized(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

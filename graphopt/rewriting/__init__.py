@@ -2,7 +2,7 @@
 
 from graphopt.rewriting.base import Effect, Option, Pass, Refuse, Rewrite, check_contract, node_label, option
 from graphopt.rewriting.changes import ChangeLog, Refusal, origin
-from graphopt.rewriting.constants import constant_array, constant_tensor, scalar_of
+from graphopt.rewriting.constants import constant_array, constant_tensor, is_sparse, scalar_of
 from graphopt.rewriting.context import Context, Index, Scope, attribute_graphs
 from graphopt.rewriting.driver import apply, drive
 from graphopt.rewriting.editor import Editor, remove_unused
@@ -32,6 +32,7 @@ __all__ = [
     "constant_array",
     "constant_tensor",
     "drive",
+    "is_sparse",
     "node_label",
     "op",
     "option",

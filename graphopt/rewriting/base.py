@@ -200,11 +200,11 @@ def check_contract(cls: type[Pass]) -> None:
     where = f"{cls.__module__}.{cls.__qualname__}"
     if not cls.name or cls.name != cls.name.lower() or not all(p.isalnum() for p in cls.name.split("-")):
         raise PluginError(f"{where}: a pass needs a kebab-case name, not {cls.name!r}")
-    if not cls.summary():
+    if not cls.summary() or cls.summary().startswith(f"{cls.__name__}("):  # what dataclass writes where there is none
         raise PluginError(f"{where}: a pass needs a docstring; its first line is what `graphopt passes` prints")
     if not isinstance(cls.effect, Effect):
         raise PluginError(f"{where}: effect must be one of graphopt.Effect, not {cls.effect!r}")
-    params = getattr(cls, "__dataclass_params__", None)
+    params = vars(cls).get("__dataclass_params__")  # its own: an inherited one says nothing of this class's options
     if params is None or not params.frozen:
         raise PluginError(f"{where}: a pass must be a frozen dataclass")
     try:
@@ -220,5 +220,7 @@ def node_label(node: ir.Node) -> str:
     """How a report names a node: its name, or its operator and first output where it has none."""
     if node.name:
         return node.name
-    first = next((v.name for v in node.outputs if v.name), "?")
-    return f"{node.op_type}({first})"
+    for value in node.outputs:
+        if value.name:
+            return f"{node.op_type}({value.name})"
+    return f"{node.op_type}(?)"

@@ -57,3 +57,8 @@ def scalar_of(value: ir.Value | None) -> float | int | bool | None:
     if tensor is None or tensor.size != 1 or tensor.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
         return None
     return tensor.numpy().reshape(()).item()
+
+
+def is_sparse(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is stored sparse: what is computed from its elements would be stored dense, and larger."""
+    return isinstance(tensor, ir.LazyTensor) and hasattr(tensor, "indices") and hasattr(tensor, "values")

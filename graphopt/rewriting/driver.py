@@ -10,6 +10,7 @@ from graphopt.rewriting.base import Refuse, Rewrite
 from graphopt.rewriting.context import Context
 from graphopt.rewriting.editor import Editor
 from graphopt.rewriting.pattern import Match, Pattern
+from graphopt.rewriting.uses import use_count
 
 _NEIGHBOURS = 32  # nodes looked at behind one change; a later round finds what lies further off
 _VISITS_PER_NODE = 64  # a rewrite that feeds itself for ever is a bug of that rewrite: stop it
@@ -34,12 +35,16 @@ def drive(rewrite: Rewrite, context: Context) -> None:
         budget -= 1
         if budget < 0:
             raise RuntimeError(f"{rewrite.name} does not come to an end (last at {node.name})")
-        match = next((m for p in roots.get(node.op_type, ()) if (m := p.match(node)) is not None), None)
+        match = None
+        for pattern in roots.get(node.op_type, ()):
+            match = pattern.match(node)
+            if match is not None:
+                break
         if match is None:
             context.log.settled(node)
             continue
         changed = apply(rewrite, match, context)
-        for near in _neighbourhood(changed, reach):
+        for near in _neighbourhood(changed, reach) if changed else ():
             if near.op_type in roots and near not in queued:
                 queued.add(near)
                 queue.append(near)
@@ -75,10 +80,9 @@ def _neighbourhood(changed: list[ir.Node], reach: int) -> list[ir.Node]:
         following: list[ir.Node] = []
         for node in front:
             for value in node.outputs:
-                uses = value.uses()
-                if len(uses) > _NEIGHBOURS:
+                if use_count(value) > _NEIGHBOURS:
                     continue
-                for usage in uses:
+                for usage in value.uses():
                     if usage.node not in found:
                         found[usage.node] = None
                         following.append(usage.node)

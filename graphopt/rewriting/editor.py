@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.rewriting.base import Refuse
-from graphopt.rewriting.context import Context
+from graphopt.rewriting.context import Context, attribute_graphs
 from graphopt.rewriting.pattern import Match
 from graphopt.rewriting.shapes import DECLARED, INFERRED
+from graphopt.rewriting.uses import is_used, use_count
 
 
 class Editor:
@@ -115,10 +116,11 @@ class Editor:
         Raises:
             Refuse: a graph output would lose its name, because its replacement cannot bear it.
         """
+        if self.match.root.op_type != "Identity":
+            return
         new_outputs = {v for n in self.created for v in n.outputs}
-        root = self.match.root
         for old, new in self.replacements:
-            if old.is_graph_output() and root.op_type == "Identity" and new not in new_outputs and not self._can_rename(old, new):
+            if old.is_graph_output() and new not in new_outputs and not self._can_rename(old, new):
                 raise Refuse("it names a graph output whose source cannot bear that name")
 
     def commit(self) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -134,13 +136,14 @@ class Editor:
         index, shapes = self.context.index, self.context._shapes  # no inference for the sake of upkeep
         for value in self.initializers:
             graph.initializers.add(value)
-        graph.insert_before(root, self.created)
-        for node in self.created:
-            index.add(node)
-            if shapes is not None and (node.outputs[0].shape is None or len(node.outputs) > 1):
-                shapes.infer(node)
-        self.context.log.provenance(self.created, self.match.nodes or [root])
-        _keep_metadata(root, self.created)
+        if self.created:
+            graph.insert_before(root, self.created)
+            for node in self.created:
+                index.add(node)
+                if shapes is not None and (node.outputs[0].shape is None or len(node.outputs) > 1):
+                    shapes.infer(node)
+            self.context.log.provenance(self.created, self.match.nodes or [root])
+            _keep_metadata(root, self.created)
         touched: dict[ir.Node, None] = dict.fromkeys(self.created)
         orphans: list[ir.Node] = list(self.match.nodes)
         for node, name, attribute in self.updates:
@@ -162,7 +165,7 @@ class Editor:
             self._replace(old, new)
         removed = remove_unused(orphans, self.context, touched)
         for value in self.initializers:
-            if not value.uses() and not value.is_graph_output():
+            if value.name in graph.initializers and not is_used(value):
                 graph.initializers.pop(value.name)
         return [n for n in touched if n.graph is not None], removed
 
@@ -206,17 +209,19 @@ def _take_over(old: ir.Value, new: ir.Value, context: Context) -> None:
 
 
 def _keep_metadata(root: ir.Node, created: Sequence[ir.Node]) -> None:
+    if not created:
+        return
+    properties, text = root.metadata_props, root.doc_string
     for node in created:
-        if root.metadata_props and not node.metadata_props:
-            node.metadata_props.update(root.metadata_props)
-        if root.doc_string and not node.doc_string:
-            node.doc_string = root.doc_string
+        if properties and not node.metadata_props:
+            node.metadata_props.update(properties)
+        if text and not node.doc_string:
+            node.doc_string = text
 
 
 def _few_consumers(value: ir.Value) -> list[ir.Node]:
     """The consumers of a value that has few: a guard on the number of consumers may now pass."""
-    uses = value.uses()
-    return [usage.node for usage in uses] if len(uses) <= 2 else []
+    return [usage.node for usage in value.uses()] if use_count(value) <= 2 else []
 
 
 def remove_unused(nodes: Sequence[ir.Node], context: Context, touched: dict[ir.Node, None] | None = None) -> list[ir.Node]:
@@ -225,38 +230,46 @@ def remove_unused(nodes: Sequence[ir.Node], context: Context, touched: dict[ir.N
     Nodes whose value is a graph output, and the initializers that become unused, are handled; a node is never removed
     for having no outputs.
     """
-    removed: list[ir.Node] = []
+    removed: dict[ir.Node, None] = {}
     pending = list(nodes)
     index, shapes = context.index, context._shapes
     while pending:
         node = pending.pop()
-        if node.graph is None or not node.outputs or any(v.uses() or v.is_graph_output() for v in node.outputs):
+        if node in removed or node.graph is None or not node.outputs or any(is_used(v) for v in node.outputs):
             continue
-        captured = [v for g in _subgraphs(node) for v in _captures(g)]
-        inputs = [v for v in node.inputs if v is not None]
-        for graph in _subgraphs(node):
+        subgraphs = _subgraphs(node)
+        freed = [v for v in node.inputs if v is not None]
+        for i, value in enumerate(node.inputs):
+            if value is not None:
+                node.replace_input_with(i, None)
+        for graph in subgraphs:
+            freed.extend(_captures(graph))
             _release(graph, context)
         index.drop(node)
         if shapes is not None:
             shapes.forget(node)
-        node.graph.remove(node, safe=True)
-        removed.append(node)
-        for value in (*inputs, *captured):
-            if value.uses():
+        removed[node] = None
+        for value in freed:
+            if use_count(value):
                 if touched is not None:
                     touched.update(dict.fromkeys(_few_consumers(value)))
-                continue
-            if value.producer() is not None:
+            elif value.producer() is not None:
                 pending.append(value.producer())
             elif value.is_initializer() and not value.is_graph_input() and not value.is_graph_output():
                 value.graph.initializers.pop(value.name)
-    return removed
+    by_graph: dict[ir.Graph, list[ir.Node]] = {}
+    for node in removed:
+        by_graph.setdefault(node.graph, []).append(node)
+    for graph, gone in by_graph.items():
+        graph.remove(gone)  # at once: each call walks the outputs of the graph
+    return list(removed)
 
 
 def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    from graphopt.rewriting.context import attribute_graphs
+    return [g for a in node.attributes.data.values() if a.type in _GRAPHS for g in attribute_graphs(a)]
 
-    return [g for a in node.attributes.values() for g in attribute_graphs(a)]
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def _captures(graph: ir.Graph) -> list[ir.Value]:
@@ -267,10 +280,9 @@ def _captures(graph: ir.Graph) -> list[ir.Value]:
 
 def _release(graph: ir.Graph, context: Context) -> None:
     """Let the nodes of a subgraph that goes away let go of what they consume."""
+    for inner in (graph, *graph.subgraphs()):
+        context.index.scopes.pop(inner, None)
     for node in list(graph.all_nodes()):
         context.index.drop(node)
         for i in range(len(node.inputs)):
             node.replace_input_with(i, None)
-
-
-

@@ -9,8 +9,11 @@ import onnx_ir as ir
 
 from graphopt.rewriting.base import Refuse
 from graphopt.rewriting.constants import constant_tensor
+from graphopt.rewriting.uses import is_used, use_count
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+_FEW = 8  # consumers that are looked at for a better reason; looking at all, for each of them, would be quadratic
 
 
 def require(condition: bool, reason: str) -> None:
@@ -44,17 +47,17 @@ def only_consumer(value: ir.Value, what: str, consumer: ir.Node) -> None:
     """Refuse unless `consumer` alone consumes `value`, once, in its own graph, and it is no graph output."""
     if value.is_graph_output():
         raise Refuse(f"{what} {value.name!r} is also a graph output")
-    uses = value.uses()
-    if any(usage.node.graph is not consumer.graph for usage in uses):
+    count = use_count(value)
+    if count <= _FEW and any(usage.node.graph is not consumer.graph for usage in value.uses()):
         raise Refuse(f"{what} {value.name!r} is captured by a subgraph")
-    if len(uses) != 1:
-        raise Refuse(f"{what} {value.name!r} has {len(uses)} consumers")
+    if count != 1:
+        raise Refuse(f"{what} {value.name!r} has {count} consumers")
 
 
 def unused_outputs(node: ir.Node, first: int = 1) -> None:
     """Refuse if any output of `node` from number `first` on is consumed."""
     for value in node.outputs[first:]:
-        if value.uses() or value.is_graph_output():
+        if is_used(value):
             raise Refuse(f"its output {value.name!r} is used")
 
 

@@ -79,15 +79,19 @@ class Pattern:
             elif len(actual) > count and not self.open_ended and any(v is not None for v in actual[count:]):
                 return False
             orders = ((actual, (actual[1], actual[0], *actual[2:])) if self.commutative and count >= 2 else (actual,))
+        mark, bound = len(match.nodes), match.bound
         for order in orders:
-            mark = len(match.nodes), dict(match.bound)
             match.nodes.append(node)
+            match.bound = dict(bound)
             if self.bind:
                 match.bound[self.bind] = node
-            if all(p._value(v, match) for p, v in zip(self.inputs or (), order)):
+            for pattern, value in zip(self.inputs or (), order):
+                if not pattern._value(value, match):
+                    break
+            else:
                 return True
-            del match.nodes[mark[0]:]
-            match.bound = mark[1]
+            del match.nodes[mark:]
+        match.bound = bound
         return False
 
     def _value(self, value: ir.Value | None, match: Match) -> bool:

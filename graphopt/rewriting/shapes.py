@@ -1,22 +1,29 @@
 """Shape inference over the graph in memory, sound enough to rewrite by.
 
-The per-operator functions are those of `onnx_shape_inference`. Traversal, and the places where that library assumes
-more than the model promises, are ours: initializers that a caller may override are not constants, loop-carried values
-may change shape from one iteration to the next, two unlike symbolic dimensions do not broadcast to the first, and a
-shape that a file declares for an inner value is a claim to compare with, not a fact. One name for several
-dimensions of one input (as PaddleOCR's exporter writes) does not make them equal.
+Operators that shapes hang on have rules of their own (`shape_rules`, `shape_values`); the others use the functions of
+`onnx_shape_inference`. Initializers that a caller may override are not constants, loop-carried values may change shape
+from one iteration to the next, two unlike symbolic dimensions do not broadcast to the first, and a shape that a file
+declares for an inner value is a claim to compare with, not a fact: of an operator that nothing is known of, only the
+declared type counts. One name for several dimensions of one input (as PaddleOCR's exporter writes) does not make them
+equal. The bodies of functions are not inferred: their callers may differ.
+
+What is assumed: equal names of dimensions of graph inputs mean equal sizes, and where a Reshape is asked to work a
+dimension out (-1), the named dimensions of graph inputs are not 0.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.rewriting import shape_values
 from graphopt.rewriting.constants import constant_tensor
+from graphopt.rewriting.shape_rules import RULES
+from graphopt.rewriting.shape_values import LIMIT, TYPES, Element
 
 Dim: TypeAlias = int | str
 
@@ -26,11 +33,10 @@ DECLARED = "graphopt.declared"
 """In `Value.meta`: the (type, shape) that the file declared; saving writes these."""
 
 _PLACEHOLDERS = ("", "?", "None", "unknown", "dynamic", "-1")
-_BROADCASTING = frozenset(
-    ("Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
-     "Where", "Min", "Max", "Mean", "Sum", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Expand", "MatMul")
-)
-_KNOWN_VALUE_LIMIT = 64  # elements; longer integer vectors are data, not shapes
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+# Operators of the runtime's own domain whose functions in the library were checked.
+_CONTRIB = frozenset(("BiasGelu", "DynamicQuantizeLSTM", "FastGelu", "Gelu", "QuickGelu"))
+_WHOLE = frozenset((ir.DataType.INT64, ir.DataType.INT32))
 
 
 class ShapeAnalysis:
@@ -42,8 +48,13 @@ class ShapeAnalysis:
 
     def __init__(self, model: ir.Model) -> None:
         self.conflicts: list[str] = []
-        self._library = _library_context(model)
+        self._library = _library_context(model, self)
+        self._versions = {("" if d == "ai.onnx" else d): v for d, v in model.opset_imports.items()}
+        self._elements: dict[ir.Value, list[Element]] = {}
+        self._named: set[str] = set()
         self._symbols = 0
+        self._taken = set(_symbol_names(model))
+        self._bodies: set[ir.Graph] = set()
         self._infer_model(model)
 
     # --- questions ----------------------------------------------------------------------------------------------
@@ -55,34 +66,106 @@ class ShapeAnalysis:
         return tuple(d if isinstance(d, int) else (d.value or self._symbol()) for d in value.shape.dims)
 
     def known_value(self, value: ir.Value | None) -> np.ndarray | None:
-        """The int64 elements (rank 0 or 1) of a value that shapes determine, or None."""
-        if value is None or value.shape is None or value.shape.rank() > 1:
+        """The int64 elements (rank 0 or 1) of an integer value that shapes determine, or None."""
+        found = self._elements.get(value) if value is not None else None
+        if found is None or value.dtype not in _WHOLE or value.shape is None or any(not isinstance(d, int) for d in found):
             return None
-        data = self._library.propagated(value)
-        if data is None or any(not isinstance(d, int) for d in data):
-            return None
-        array = np.asarray(data, np.int64)
-        if value.shape.rank() == 0:
-            return array.reshape(()) if array.size == 1 else None
-        return array
+        return np.asarray(found if value.shape.rank() else found[0], np.int64)
 
-    def partial_value(self, value: ir.Value | None) -> list[Dim] | None:
-        """The elements of an integer vector, each a number or a symbolic expression; None where nothing is known."""
+    def partial_value(self, value: ir.Value | None) -> list[Dim | None] | None:
+        """The elements of an integer or boolean vector or scalar: a number, an expression over sizes, or None.
+
+        None for the whole where nothing is known. Symbols stand for sizes: what is made of them by sums and products
+        alone is not negative.
+        """
+        found = self.elements(value)
+        return None if found is None else [d if d is None or isinstance(d, int) else d.value for d in found]
+
+    # --- what rules ask -----------------------------------------------------------------------------------------
+
+    def elements(self, value: ir.Value | None) -> list[Element] | None:
+        """As `partial_value`, with expressions as symbolic dimensions."""
         if value is None:
             return None
-        data = self._library.get_symbolic_value(value)
-        return None if data is None else [d if isinstance(d, int) else (d.value or self._symbol()) for d in data]
+        known = self._elements.get(value)
+        if known is not None:
+            return known
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype not in TYPES or tensor.size > LIMIT or len(tensor.shape) > 1:
+            return None
+        return [int(x) for x in tensor.numpy().reshape(-1)]
+
+    def sizes(self, elements: Sequence[Element]) -> list[int | ir.SymbolicDim]:
+        """Elements as dimensions: a fresh symbol for each that is not known, or that might be negative."""
+        return [d if d is not None and self.nonnegative(d) else self.fresh() for d in elements]
+
+    def fresh(self) -> ir.SymbolicDim:
+        """A symbol that stands for a size of its own."""
+        return ir.SymbolicDim(self._symbol())
+
+    def nonnegative(self, dim: int | ir.SymbolicDim) -> bool:
+        """Whether an expression over sizes is never below 0."""
+        return dim >= 0 if isinstance(dim, int) else _nonnegative(self._expression(dim))
+
+    def positive(self, dim: int | ir.SymbolicDim) -> bool:
+        """Whether an expression is above 0 where the named dimensions of graph inputs are."""
+        return dim > 0 if isinstance(dim, int) else _positive(self._expression(dim), self._named)
+
+    def divides(self, dim: ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+        """Whether `other` is a multiple of `dim`."""
+        if isinstance(other, int):
+            return other == 0
+        import sympy
+
+        ratio = sympy.cancel(self._expression(other) / self._expression(dim))
+        return ratio.is_polynomial() and sympy.denom(ratio) == 1
+
+    def at_least_zero(self, dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+        """The larger of 0 and an expression."""
+        if isinstance(dim, int):
+            return max(0, dim)
+        expression = self._expression(dim)
+        if _nonnegative(expression):
+            return dim
+        import sympy
+
+        larger = sympy.Max(0, expression)
+        return self.fresh() if larger.is_Integer else ir.SymbolicDim(larger)
+
+    def quotient(self, above: int | ir.SymbolicDim, below: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+        """The quotient of two expressions, rounded down."""
+        import sympy
+
+        result = sympy.floor(sympy.cancel(self._expression(above) / self._expression(below)))
+        return int(result) if result.is_Integer else ir.SymbolicDim(result)
+
+    def version(self, node: ir.Node) -> int:
+        """The opset version in force for the domain of a node."""
+        return self._versions.get("" if node.domain == "ai.onnx" else node.domain, 1)
+
+    def by_library(self, node: ir.Node) -> None:
+        """Let the library's function infer the outputs of a node; nothing where it has none."""
+        function = self._library.function_for(node)
+        if function is not None:
+            function(self._library, node)
 
     # --- upkeep -------------------------------------------------------------------------------------------------
 
     def infer(self, node: ir.Node) -> None:
         """Infer the outputs of one node that was made or whose inputs changed."""
+        if node.graph in self._bodies:
+            return
+        hidden = [(v, v.const_value) for v in node.inputs if v is not None and v.is_initializer() and v.is_graph_input()]
+        for value, _ in hidden:
+            value.const_value = None
         self._infer_node(node, report=False)
+        for value, tensor in hidden:
+            value.const_value = tensor
 
     def forget(self, node: ir.Node) -> None:
         """Drop what is held for the outputs of a node that was removed."""
         for value in node.outputs:
-            self._library.drop(value)
+            self._elements.pop(value, None)
 
     # --- inference ----------------------------------------------------------------------------------------------
 
@@ -93,6 +176,7 @@ class ShapeAnalysis:
             remember_declared(value)
             if value.shape is not None:
                 value.shape = self._independent(value.shape)
+                self._named.update(d.value for d in value.shape.dims if not isinstance(d, int))
         hidden = [(v, v.const_value) for v in model.graph.initializers.values() if v.is_graph_input()]
         for value, _ in hidden:
             value.const_value = None  # the library would read it as a constant
@@ -106,6 +190,16 @@ class ShapeAnalysis:
             logger.setLevel(level)
             for value, tensor in hidden:
                 value.const_value = tensor
+        for function in model.functions.values():
+            self._leave_out(function.graph)
+
+    def _leave_out(self, body: ir.Graph) -> None:
+        """Keep nothing but what the constants of a function say: its callers may differ in types and shapes."""
+        for graph in (body, *body.subgraphs()):
+            self._bodies.add(graph)
+            for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
+                remember_declared(value)
+                value.shape = value.type = None
 
     def _infer_graph(self, graph: ir.Graph) -> None:
         for value in graph.initializers.values():
@@ -117,8 +211,8 @@ class ShapeAnalysis:
                     value.meta[INFERRED] = True
                     value.type = ir.TensorType(value.const_value.dtype)
         for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+            for attribute in node.attributes.data.values():  # the dict itself: the view over it is slow
+                if attribute.type is ir.AttributeType.GRAPH and not attribute.is_ref():
                     self._infer_body(node, attribute.as_graph())
             self._infer_node(node, report=True)
 
@@ -131,62 +225,75 @@ class ShapeAnalysis:
         self._infer_graph(body)
 
     def _infer_node(self, node: ir.Node, *, report: bool) -> None:
+        constant = node.op_type == "Constant"
         for value in node.outputs:
             if report:
                 remember_declared(value)
             else:
                 value.meta[INFERRED] = True
             value.shape = None
-        function = self._library.function_for(node)
-        if function is not None:
-            try:
-                if node.op_type == "If":
-                    self._infer_if(node, function)
-                else:
-                    function(self._library, node)
-            except Exception:
-                for value in node.outputs:
-                    value.shape = None
+            if not constant and value.const_value is not None:
+                value.const_value = None
+            self._elements.pop(value, None)
+        for attribute in node.attributes.data.values():
+            if attribute.is_ref():
+                return
+        try:
+            self._apply(node)
+        except Exception:
+            for value in node.outputs:
+                value.shape = None  # an invalid node, or one that the library does not handle
+        if not constant and node.domain in _DOMAINS:
+            self._follow(node)
+        if report:
+            for value in node.outputs:
+                if value.shape is not None:
+                    self._compare(node, value)
+
+    def _apply(self, node: ir.Node) -> None:
+        rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if rule is not None:
+            rule(self, node)
+        elif node.op_type == "If":
+            self._infer_if(node)
+        elif node.domain in _DOMAINS or (node.domain == "com.microsoft" and node.op_type in _CONTRIB):
+            self.by_library(node)
             if node.op_type in ("Loop", "Scan"):
                 for value in node.outputs:
                     value.shape = None
-            elif node.op_type in _BROADCASTING:
-                self._check_broadcast(node)
-        for value in node.outputs:
-            if value.shape is None and function is None:
-                declared = value.meta.get(DECLARED)
-                if declared is not None:
-                    value.type, value.shape = declared  # nothing else is known of an opaque operator
-            elif report and value.shape is not None:
-                self._compare(node, value)
 
-    def _infer_if(self, node: ir.Node, function) -> None:
+    def _infer_if(self, node: ir.Node) -> None:
         branches = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-        function(self._library, node)
+        self.by_library(node)
         for i, value in enumerate(node.outputs):
             if any(i >= len(b.outputs) or b.outputs[i].shape is None for b in branches):
                 value.shape = None
 
-    def _check_broadcast(self, node: ir.Node) -> None:
-        """Where two unlike symbolic dimensions meet, the result is neither: one of them may be 1."""
-        output = node.outputs[0]
-        if output.shape is None or output.shape.is_static():
-            return
-        if node.op_type == "Expand":
-            target = self.partial_value(node.inputs[1]) if len(node.inputs) > 1 else None
-            shapes = [self.dims(node.inputs[0]), None if target is None else tuple(target)]
+    def _follow(self, node: ir.Node) -> None:
+        """Note the elements of the outputs where shapes determine them."""
+        if node.op_type == "Split":
+            parts = [None] * len(node.outputs)
+            if node.outputs[0].dtype in TYPES:
+                parts = shape_values.split_elements(self, node) or parts
+        elif node.op_type in shape_values.RULES:
+            try:
+                parts = [shape_values.elements_of(self, node)]
+            except Exception:
+                return
         else:
-            shapes = [self.dims(v) for v in node.inputs if v is not None]
-        if any(s is None for s in shapes):
             return
-        rank = output.shape.rank()
-        skip = 2 if node.op_type == "MatMul" else 0
-        dims = list(output.shape.dims)
-        for axis in range(rank - skip):
-            here = {s[axis - rank] for s in shapes if s is not None and len(s) >= rank - axis}
-            if not any(isinstance(d, int) and d != 1 for d in here) and len(here - {1}) > 1:
-                dims[axis] = ir.SymbolicDim(self._symbol())
-        output.shape = ir.Shape(dims)
+        for value, found in zip(node.outputs, parts):
+            if found is None:
+                continue
+            self._elements[value] = found
+            if value.dtype in _WHOLE and value.shape is not None and all(isinstance(d, int) for d in found):
+                # The functions of the library read constants from here; serialization ignores it.
+                value.const_value = ir.Tensor(np.asarray(found if value.shape.rank() else found[0], value.dtype.numpy()))
+
+    def _expression(self, dim: int | ir.SymbolicDim):
+        from onnx_shape_inference import _symbolic_shapes
+
+        return _symbolic_shapes.dim_to_expr(dim) if isinstance(dim, int) or dim.value is None else dim._expr
 
     def _compare(self, node: ir.Node, value: ir.Value) -> None:
         declared = value.meta.get(DECLARED)
@@ -214,8 +321,11 @@ class ShapeAnalysis:
         return ir.Shape(dims)
 
     def _symbol(self) -> str:
-        self._symbols += 1
-        return f"_unknown{self._symbols}"
+        while True:
+            self._symbols += 1
+            name = f"_unknown{self._symbols}"
+            if name not in self._taken:
+                return name
 
 
 def remember_declared(value: ir.Value) -> None:
@@ -231,7 +341,49 @@ def _text(shape: ir.Shape) -> str:
     return "[" + ",".join(str(d) for d in shape.dims) + "]"
 
 
-def _library_context(model: ir.Model):
+def _nonnegative(expression) -> bool:
+    """Whether an expression is at least 0 for sizes of 0 and above; `is_nonnegative` would take them to be above 0."""
+    if expression.is_Symbol:
+        return True
+    if expression.is_Number:
+        return expression >= 0
+    name = expression.func.__name__
+    if name == "Max":
+        return any(_nonnegative(a) for a in expression.args)
+    if name in ("Add", "Mul", "floor", "ceiling", "Min"):
+        return all(_nonnegative(a) for a in expression.args)
+    if name == "Pow":
+        return _nonnegative(expression.args[0])
+    if name == "Mod":
+        return expression.args[1].is_Integer and expression.args[1] > 0
+    return False
+
+
+def _positive(expression, named: set[str]) -> bool:
+    if expression.is_Symbol:
+        return expression.name in named
+    if expression.is_Number:
+        return expression > 0
+    name = expression.func.__name__
+    if name == "Add":
+        return _nonnegative(expression) and any(_positive(a, named) for a in expression.args)
+    if name == "Max":
+        return any(_positive(a, named) for a in expression.args)
+    if name == "Mul":
+        return all(_positive(a, named) for a in expression.args)
+    return name == "Pow" and _positive(expression.args[0], named)
+
+
+def _readable(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    """A dimension whose text can be read back: the parsers of expressions know no "ceiling"."""
+    if isinstance(dim, int) or "ceiling" not in (dim.value or ""):
+        return dim
+    import sympy
+
+    return ir.SymbolicDim(dim._expr.replace(sympy.ceiling, lambda x: -sympy.floor(-x)))
+
+
+def _library_context(model: ir.Model, analysis: ShapeAnalysis):
     """The library's context with our notion of a constant. Imported here: it brings sympy, which is slow to load."""
     import onnx_shape_inference
     from onnx_shape_inference import ShapeInferenceContext
@@ -254,29 +406,23 @@ def _library_context(model: ir.Model):
                 self._functions[key] = found
             return self._functions[key]
 
+        def set_shape(self, value, shape) -> bool:
+            if not shape.is_static() and any("ceiling" in str(d) for d in shape.dims):
+                shape = ir.Shape([_readable(d) for d in shape.dims])
+            value.shape = shape
+            return True
+
+        def set_dtype(self, value, dtype) -> bool:
+            if value.dtype is not dtype:
+                value.type = ir.TensorType(dtype)
+            return True
+
         def set_symbolic_value(self, value, data) -> None:
-            if len(data) > _KNOWN_VALUE_LIMIT:
-                return
-            self._symbolic_values[value] = data
-            rank = None if value.shape is None else value.shape.rank()
-            if rank in (0, 1) and value.const_value is None and (rank == 1 or len(data) == 1) and all(isinstance(d, int) for d in data):
-                # Other functions of the library read constants from here; serialization ignores it.
-                value.const_value = ir.tensor(np.asarray(data if rank else data[0], (value.dtype or ir.DataType.INT64).numpy()))
+            pass  # `shape_values` follows them
 
         def get_symbolic_value(self, value):
-            known = self._symbolic_values.get(value)
-            if known is not None:
-                return known
-            tensor = constant_tensor(value)
-            if tensor is None or tensor.size > _KNOWN_VALUE_LIMIT or len(tensor.shape) > 1 or not tensor.dtype.is_integer():
-                return None
-            return [int(x) for x in tensor.numpy().reshape(-1)]
-
-        def propagated(self, value):
-            return self._symbolic_values.get(value)
-
-        def drop(self, value) -> None:
-            self._symbolic_values.pop(value, None)
+            found = analysis.elements(value)
+            return None if found is None or any(e is None for e in found) else found
 
     return _Library()
 

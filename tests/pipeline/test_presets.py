@@ -1,5 +1,6 @@
 """Presets and pipelines: what TOML and the command line may say, and what is turned down."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def test_skip_and_passes(registry: Registry) -> None:
     full = build_pipeline(registry, preset="clean")
     less = build_pipeline(registry, preset="clean", skip=["eliminate-identity"])
     assert len(less.steps) < len(full.steps)
-    assert [s.name for s in build_pipeline(registry, passes=["neg-to-relu", "eliminate-identity"]).steps] == ["neg-to-relu", "eliminate-identity"]
+    names = ["neg-to-relu", "eliminate-identity"]
+    assert [s.name for s in build_pipeline(registry, passes=names).steps] == names
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,6 @@ def test_unknown_names(registry: Registry) -> None:
 def test_two_passes_with_one_name() -> None:
     registry = Registry()
     registry.add(faulty.NegToRelu, "one")
-    other = type("Other", (faulty.NegToRelu,), {"__doc__": "Another.", "__module__": "elsewhere"})
+    other = dataclass(frozen=True)(type("Other", (faulty.NegToRelu,), {"__doc__": "Another.", "__module__": "elsewhere"}))
     with pytest.raises(PluginError, match="two passes are called 'neg-to-relu'"):
         registry.add(other, "two")

@@ -102,6 +102,7 @@ def test_a_pass_at_fault_twice_is_rolled_back_whole() -> None:
 def test_what_is_wrong_without_any_pass_is_not_blamed_on_one() -> None:
     source = negs(["a"])
     failing = run_pipeline(source.fresh, pipeline(NegToRelu()))
-    found = without_culprits(lambda hold: run_pipeline(source.fresh, pipeline(NegToRelu()), hold=hold), lambda c: "always", failing, "always")
+    build = lambda hold: run_pipeline(source.fresh, pipeline(NegToRelu()), hold=hold)  # noqa: E731
+    found = without_culprits(build, lambda candidate: "always", failing, "always")
     assert [c.pass_name for c in found.culprits] == ["(none)"]
     assert not found.candidate.changed

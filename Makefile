@@ -1,0 +1,50 @@
+# Needs Python 3.11 or later with venv and pip, and nothing else.
+#   make run        optimizes the trained model that the repository ships, and prints the report
+#   make test       runs the tests
+#   make test-marked  runs those that take long or fetch public models
+# The first call sets .venv up; later ones only when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+JOBS   ?= 2
+
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST  := $(BIN)/python -m pytest -n $(JOBS)
+
+.PHONY: run test test-marked lint clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	@mkdir -p build
+	$(BIN)/graphopt run models/digits/digits.onnx -o build/digits.opt.onnx --metric models/digits/metric.py:accuracy
+
+test: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow and not zoo" $(ARGS)
+
+test-marked: $(VENV)/.installed-dev
+	$(PYTEST) -m "slow or zoo" $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf build $(VENV)
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.made
+	@echo "installing graphopt into $(VENV) (once; this takes a minute)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing $(TORCH) and the tools of the tests into $(VENV) (once; this takes some minutes)"
+	@$(INSTALL) $(TORCH)
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,154 @@
+"""`graphopt run`: load, rewrite, verify, measure, save, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphopt.cli import options as o
+from graphopt.cli.output import check_target, only_result, print_text, remark, write_text
+from graphopt.errors import OptionError, OutputError
+
+if TYPE_CHECKING:
+    from graphopt.optimize import Result
+    from graphopt.pipeline.runner import Candidate
+    from graphopt.request import Request
+
+_SUFFIXES = (".json", ".html")
+
+
+def run(
+    model: o.ModelFile,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes; MODEL.opt.onnx without it.")
+    ] = None,
+    preset: o.Preset = "default",
+    passes: o.Passes = None,
+    skip: o.Skip = None,
+    set_: o.Set = None,
+    plugin: o.Plugin = None,
+    bake: o.Bake = False,
+    provider: o.Provider = "cpu",
+    threads: o.Threads = 0,
+    shape: o.Shape = None,
+    samples: o.Samples = None,
+    verify: Annotated[
+        str, typer.Option(metavar="off|end|each", help="Verify never, the result, or after every pass.", rich_help_panel="Verification")
+    ] = "end",
+    tolerance: o.Tolerance = None,
+    budget: o.Budget = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="Your own measure of quality; FILE.py:FUNCTION works too.", rich_help_panel="Verification"
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz|DIR", help="Inputs for passes that calibrate.", rich_help_panel="The pipeline")
+    ] = None,
+    seed: o.Seed = 0,
+    no_bench: Annotated[bool, typer.Option("--no-bench", help="Do not measure speed.", rich_help_panel="Verification")] = False,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PASS", help="Print each application and refusal of a pass; repeatable.", rich_help_panel="Output"),
+    ] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.json|FILE.html", help="Write the report to a file too; repeatable.", rich_help_panel="Output"),
+    ] = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Allow that MODEL itself is replaced.", rich_help_panel="Output")] = False,
+) -> int:
+    """Optimize a model, prove that it computes the same, and measure what it gained."""
+    from graphopt.optimize import optimize
+    from graphopt.reporting.progress import Progress
+    from graphopt.request import Request
+
+    request = Request(
+        model=model,
+        output=output,
+        preset=preset,
+        passes=None if passes is None else o.names_of(passes, "--passes"),
+        skip=o.names_of(skip, "--skip") if skip else (),
+        options=o.settings_of(set_ or ()),
+        plugins=tuple(plugin or ()),
+        provider=provider,
+        threads=threads,
+        shapes=o.shapes_of(shape or ()),
+        samples=samples,
+        verify=verify,
+        bench=not no_bench,
+        tolerance=o.finite(tolerance, "--tolerance"),
+        budget=o.finite(budget, "--budget"),
+        metric=metric,
+        seed=seed,
+        bake=bake,
+        in_place=in_place,
+    )
+    with only_result(json):
+        _check(request, list(report or ()), list(explain or ()), calibration)
+        result = optimize(request, progress=Progress(quiet=quiet))
+        if explain:
+            result.report.extra["applications"] = [
+                {"pass": a.pass_name, "node": a.label} for a in result.candidate.applications if a.pass_name in explain
+            ]
+        for path in report or ():
+            write_text(path, _rendered(result, path))
+    if json:
+        sys.stdout.write(result.report.to_json())
+    elif not quiet:
+        from graphopt.reporting.terminal import print_report
+
+        print_report(result.report)
+        for name in explain or ():
+            print_text(_explained(result.candidate, name))
+    if result.exit_code and (json or quiet):
+        for warning in result.report.warnings or ["done, but not verified or not within what was asked"]:
+            remark(f"warning: {warning}")
+    return result.exit_code
+
+
+def _check(request: Request, reports: list[Path], explain: list[str], calibration: Path | None) -> None:
+    """Turn down what can be known to fail before any work is done, as far as `optimize` does not do so itself."""
+    o.existing(request.model, "file")
+    o.existing(request.samples, "samples file or folder")
+    check_target(request.destination)
+    for path in reports:
+        if path.suffix.lower() not in _SUFFIXES:
+            raise OptionError(f"--report {path}: the name must end in {' or '.join(_SUFFIXES)}")
+        check_target(path)
+        if path.resolve() in (request.model.resolve(), request.destination.resolve()):
+            raise OutputError(f"{path}: is the model, not a place for a report")
+    if explain or calibration is not None:
+        from graphopt.request import plan
+
+        _, pipeline = plan(request)
+        steps = {s.name for s in pipeline.steps}
+        for name in explain:
+            if name not in steps:
+                raise OptionError(f"--explain {name}: the pipeline ({pipeline.name}) does not run that pass")
+        if calibration is not None:
+            o.existing(calibration, "calibration file or folder")
+            raise OptionError(f"--calibration: none of the passes of the pipeline ({pipeline.name}) uses calibration samples")
+
+
+def _rendered(result: Result, path: Path) -> str:
+    if path.suffix.lower() == ".json":
+        return result.report.to_json()
+    from graphopt.reporting.html import render
+
+    return render(result.report)
+
+
+def _explained(candidate: Candidate, name: str) -> str:
+    """Every application and every refusal of a pass, a line each."""
+    applied = [a.label for a in candidate.applications if a.pass_name == name]
+    refused: list[Any] = [r for run in candidate.runs if run.name == name for r in run.refused]
+    lines = ["", f"{name}: applied {len(applied):,}, refused {len(refused):,}"]
+    lines += [f"  applied  {label}" for label in applied]
+    lines += [f"  refused  {r.node}: {r.reason}" for r in refused]
+    return "\n".join(lines)

@@ -1,0 +1,18 @@
+"""Who consumes a value, answered in constant time.
+
+`ir.Value.uses()` copies the list of uses at each call, which makes a loop over the consumers of one value quadratic.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def use_count(value: ir.Value) -> int:
+    """How often nodes consume a value: in its graph, and in subgraphs that capture it."""
+    return len(value._uses)  # the container behind uses(), which copies it
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether a node consumes a value or it is an output of a graph."""
+    return bool(value._uses) or value.is_graph_output()

@@ -1,0 +1,51 @@
+"""A Reshape of what another operator has only reshaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphopt.rewriting import Context, Editor, Match, Pattern, Refuse, Rewrite, op, var
+
+from ..arguments import UNKNOWN, int_elements, integer
+
+
+@dataclass(frozen=True)
+class MergeReshapes(Rewrite):
+    """Let a Reshape take what stands before a Reshape, Flatten, Squeeze or Unsqueeze in front of it."""
+
+    name = "merge-reshapes"
+
+    def patterns(self) -> Sequence[Pattern]:
+        # All keep the elements and their order, so the last shape alone counts.
+        return (op("Reshape", op(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), var("x"), ..., bind="inner"), var("shape")),)
+
+    def rewrite(self, match: Match, editor: Editor) -> None:
+        node = match.root
+        target = _target(editor.context, node, match["shape"])
+        if target is None:
+            return
+        if isinstance(target, list):
+            y = editor.node("Reshape", [match["x"], editor.constant(target, f"{node.name or 'Reshape'}/shape")], name=node.name)
+        else:
+            y = editor.node("Reshape", [match["x"], target], dict(node.attributes), name=node.name)
+        editor.replace(node.outputs[0], y)
+
+
+def _target(context: Context, node: ir.Node, shape: ir.Value) -> ir.Value | list[int] | None:
+    """The shape to give to any tensor of the same elements: the one that is there, or a new one; None: not known."""
+    allowzero = integer(node, "allowzero", 0)
+    elements = int_elements(context, shape)
+    if allowzero is None:
+        return None
+    if elements != UNKNOWN and (allowzero or 0 not in elements):
+        return shape
+    dims = context.dims(node.outputs[0])  # a zero copies a dimension of the tensor that goes
+    known = dims is not None and 0 not in dims and sum(not isinstance(d, int) for d in dims) <= 1
+    if known:
+        return [d if isinstance(d, int) else -1 for d in dims]  # type: ignore[union-attr]
+    if elements == UNKNOWN:
+        return None
+    raise Refuse("its shape copies dimensions that are not known")
