@@ -8,6 +8,7 @@ from graphopt.rewriting.driver import apply, drive
 from graphopt.rewriting.editor import Editor, remove_unused
 from graphopt.rewriting.pattern import Match, Pattern, const, op, same_domain, var
 from graphopt.rewriting.shapes import Dim, ShapeAnalysis
+from graphopt.rewriting.uses import is_used, use_count
 
 __all__ = [
     "ChangeLog",
@@ -33,6 +34,7 @@ __all__ = [
     "constant_tensor",
     "drive",
     "is_sparse",
+    "is_used",
     "node_label",
     "op",
     "option",
@@ -40,5 +42,6 @@ __all__ = [
     "remove_unused",
     "same_domain",
     "scalar_of",
+    "use_count",
     "var",
 ]

@@ -12,7 +12,7 @@ from graphopt.rewriting.base import Refuse
 from graphopt.rewriting.context import Context, attribute_graphs
 from graphopt.rewriting.pattern import Match
 from graphopt.rewriting.shapes import DECLARED, INFERRED
-from graphopt.rewriting.uses import is_used, use_count
+from graphopt.rewriting.uses import is_used, release_inputs, use_count
 
 
 class Editor:
@@ -107,8 +107,7 @@ class Editor:
     def discard(self) -> None:
         """Undo the staging: new nodes let go of their inputs."""
         for node in self.created:
-            for i in range(len(node.inputs)):
-                node.replace_input_with(i, None)
+            release_inputs(node)
 
     def check(self) -> None:
         """Turn down, before anything changes, what would leave the graph invalid.
@@ -238,10 +237,7 @@ def remove_unused(nodes: Sequence[ir.Node], context: Context, touched: dict[ir.N
         if node in removed or node.graph is None or not node.outputs or any(is_used(v) for v in node.outputs):
             continue
         subgraphs = _subgraphs(node)
-        freed = [v for v in node.inputs if v is not None]
-        for i, value in enumerate(node.inputs):
-            if value is not None:
-                node.replace_input_with(i, None)
+        freed = release_inputs(node)
         for graph in subgraphs:
             freed.extend(_captures(graph))
             _release(graph, context)
@@ -284,5 +280,4 @@ def _release(graph: ir.Graph, context: Context) -> None:
         context.index.scopes.pop(inner, None)
     for node in list(graph.all_nodes()):
         context.index.drop(node)
-        for i in range(len(node.inputs)):
-            node.replace_input_with(i, None)
+        release_inputs(node)

@@ -43,9 +43,9 @@ def merged(analysis: ShapeAnalysis, shapes: Sequence[Sequence[Size]]) -> list[Si
             if isinstance(found, int) and found != 1:
                 if isinstance(dim, int):
                     return None
-            elif found == 1 or isinstance(dim, int):
+            elif found == 1 or isinstance(dim, int) or analysis.cut_from(found, dim):
                 found, unsure = dim, False
-            else:
+            elif not analysis.cut_from(dim, found):
                 unsure = True
         result.append(analysis.fresh() if unsure else found)
     return result
@@ -289,6 +289,8 @@ def _extent(analysis: ShapeAnalysis, dim: Size, start: Element, end: Element, st
         return analysis.fresh()
     if isinstance(end, int) and isinstance(dim, int):
         return len(range(*slice(start, end, step).indices(dim)))
+    if isinstance(dim, int) and isinstance(end, ir.SymbolicDim) and start == 0 and step == 1 and analysis.nonnegative(end):
+        return analysis.smaller(dim, end)
     if step < 0 or isinstance(dim, int) or (start < 0 and -start < _FAR):
         whole = step == -1 and (start == -1 or start >= _FAR) and isinstance(end, int) and end <= -_FAR
         return dim if whole else analysis.fresh()

@@ -132,6 +132,23 @@ class ShapeAnalysis:
         larger = sympy.Max(0, expression)
         return self.fresh() if larger.is_Integer else ir.SymbolicDim(larger)
 
+    def smaller(self, number: int, dim: ir.SymbolicDim) -> ir.SymbolicDim:
+        """The smaller of a number and an expression."""
+        import sympy
+
+        result = sympy.Min(number, self._expression(dim))
+        return ir.SymbolicDim(result) if result.has(sympy.Min) else self.fresh()
+
+    def cut_from(self, dim: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+        """Whether `dim` is the smaller of `other` and a number above 1: where the two broadcast, they are equal."""
+        if isinstance(dim, int) or isinstance(other, int) or not (dim.value or "").startswith("Min("):
+            return False
+        expression = self._expression(dim)
+        if expression.func.__name__ != "Min":
+            return False
+        rest = [a for a in expression.args if a != self._expression(other)]
+        return len(rest) < len(expression.args) and all(a.is_Integer and a > 1 for a in rest)
+
     def quotient(self, above: int | ir.SymbolicDim, below: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
         """The quotient of two expressions, rounded down."""
         import sympy

@@ -16,3 +16,14 @@ def use_count(value: ir.Value) -> int:
 def is_used(value: ir.Value) -> bool:
     """Whether a node consumes a value or it is an output of a graph."""
     return bool(value._uses) or value.is_graph_output()
+
+
+def release_inputs(node: ir.Node) -> list[ir.Value]:
+    """Let a node that goes away let go of its inputs; returns them. Linear, where one input at a time is quadratic."""
+    freed = []
+    for i, value in enumerate(node._inputs):
+        if value is not None:
+            value._remove_usage(node, i)
+            freed.append(value)
+    node._inputs = (None,) * len(node._inputs)
+    return freed

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Pass, is_sparse
-from graphopt.rewriting.uses import is_used
+from graphopt.rewriting import Context, Pass, is_sparse, is_used
 
 _SAMPLE = 4096  # bytes at the start, the middle and the end
 _SMALL = 3 * _SAMPLE

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Pass, option, remove_unused
-from graphopt.rewriting.uses import is_used
+from graphopt.rewriting import Context, Pass, is_used, option, remove_unused
 
 from ..arguments import integer
 

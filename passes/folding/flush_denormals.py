@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Effect, Pass, constant_tensor, is_sparse, option
+from graphopt.rewriting import Context, Effect, Pass, constant_tensor, is_sparse, option, use_count
 
 _TYPES = {ir.DataType.FLOAT: np.dtype("<f4"), ir.DataType.DOUBLE: np.dtype("<f8")}
 _CHUNK = 1 << 18  # elements looked at in one go: they stay in the cache
@@ -207,10 +207,10 @@ def _objection(value: ir.Value, found: _Denormals) -> str | None:
         current = pending.pop()
         if current.is_graph_output():
             return "it has denormals, but is also a graph output"
+        seen += use_count(current)
+        if seen > _CONSUMERS:
+            return "it has denormals, but too many consumers to look at"
         for usage in current.uses():
-            seen += 1
-            if seen > _CONSUMERS:
-                return "it has denormals, but too many consumers to look at"
             op_type = usage.node.op_type if usage.node.domain in _DOMAINS else ""
             if usage.idx in _MOVED.get(op_type, ()):
                 pending.extend(usage.node.outputs)

@@ -7,12 +7,12 @@ ConvTranspose weights [Cin, Cout/g, ...], matrices [K, N], or [N, K] where trans
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 
 from graphopt.rewriting import Refuse
 
 _CHUNK = 1 << 20  # elements that are in double precision at a time
-_TYPES = {ir.DataType.FLOAT: 24, ir.DataType.DOUBLE: 53, ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8}
+# Bits of the significand, the implicit one included, and the exponent of the smallest normal number.
+_TYPES = {"float32": (24, -126), "float64": (53, -1022), "float16": (11, -14), "bfloat16": (8, -126)}
 
 
 def bn_affine(
@@ -77,18 +77,20 @@ def scaled(weight: np.ndarray, factor: np.ndarray, what: str = "the weight") -> 
     result = np.empty(weight.shape, weight.dtype)
     if not result.size:
         return result
+    bits, least = _TYPES[weight.dtype.name]
+    unit = 2.0 ** (1 - bits)
+    resolved = 2.0**least / unit  # rows that reach this lose no more than rounding does
     step = max(1, _CHUNK // max(1, weight[0].size))
-    errors, norms = [], []
+    norm, error = np.zeros(weight.shape[0]), np.zeros(weight.shape[0])
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
         product = weight[rows].astype(np.float64) * (factor if factor.shape[0] == 1 else factor[rows])
         result[rows] = rounded(product, weight.dtype, what)
-        error = result[rows].astype(np.float64) - product
-        norms.append(np.abs(product).reshape(len(product), -1).max(axis=1))
-        errors.append(np.abs(error).reshape(len(error), -1).max(axis=1))
-    error, norm = np.concatenate(errors), np.concatenate(norms)
-    unit = 2.0 ** (1 - significand(weight.dtype))
-    if (error > unit * np.maximum(norm, unit * norm.max(initial=0.0))).any():
+        product = product.reshape(len(product), -1)
+        norm[rows] = np.maximum(product.max(axis=1), -product.min(axis=1))
+        if norm[rows].min() < resolved:
+            error[rows] = np.abs(result[rows].reshape(product.shape).astype(np.float64) - product).max(axis=1)
+    if (error > unit * np.maximum(norm, unit * norm.max())).any():
         raise Refuse(f"{what} would be too small for its type")
     return result
 
@@ -101,7 +103,7 @@ def rounded(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         result = np.asarray(array, np.float64).astype(dtype)
-    if not np.isfinite(result.astype(np.float64)).all():
+    if not np.isfinite(result).all():
         raise Refuse(f"{what} would not be finite")
     return flushed(result)
 
@@ -111,8 +113,3 @@ def flushed(array: np.ndarray) -> np.ndarray:
     if array.dtype in (np.float32, np.float64):
         array[np.abs(array) < np.finfo(array.dtype).tiny] = 0
     return array
-
-
-def significand(dtype: np.dtype) -> int:
-    """Bits of the significand of a floating-point type, the implicit one included."""
-    return _TYPES[ir.DataType.from_numpy(np.dtype(dtype))]

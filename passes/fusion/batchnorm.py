@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, constant_tensor, guards
+from graphopt.rewriting import Context, guards
 
 from .arithmetic import bn_affine
 
@@ -17,11 +17,7 @@ def read_bn(node: ir.Node, context: Context, channels: int) -> tuple[np.ndarray,
     """`mul` and `add` of a BatchNormalization over `channels` channels; refuses one that is not at inference."""
     guard_inference(node, context)
     epsilon = float(guards.attribute(node, "epsilon", _EPSILON))
-    for value, what in zip(node.inputs[1:5], _PARAMETERS):
-        tensor = constant_tensor(value)
-        if tensor is not None:
-            guards.require(tuple(tensor.shape.numpy()) == (channels,), f"{what} does not fit the {channels} channels")
-    scale, bias, mean, variance = (guards.float_constant(v, what) for v, what in zip(node.inputs[1:5], _PARAMETERS))
+    scale, bias, mean, variance = (_parameter(v, what, channels) for v, what in zip(node.inputs[1:5], _PARAMETERS))
     return bn_affine(scale, bias, mean, variance, epsilon)
 
 
@@ -39,3 +35,9 @@ def guard_inference(node: ir.Node, context: Context) -> None:
         guards.require(bool(guards.attribute(node, "spatial", 1)), "it normalizes each place by itself, not each channel")
     # Before opset 14 it is the presence of the further outputs that means training.
     guards.require(not any(v.name for v in node.outputs[1:]), "it is in training mode")
+
+
+def _parameter(value: ir.Value | None, what: str, channels: int) -> np.ndarray:
+    array = guards.float_constant(value, what)
+    guards.require(array.shape == (channels,), f"{what} does not fit the {channels} channels")
+    return array

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, const, constant_tensor, guards, op, option
+from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, const, constant_tensor, guards, op, option, use_count
 
-from .batchnorm import guard_inference, read_bn
+from .batchnorm import read_bn
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, LINEAR, Linear, read
 
 _MADE = "graphopt.folded"  # in the meta of a weight: what was made of it, and by which BatchNormalization
@@ -39,7 +39,6 @@ class FuseConvBn(Rewrite):
         context, bn, node = editor.context, match.root, match["linear"]
         add = match.bound.get("add")
         guards.same_graph(*match.nodes)
-        guard_inference(bn, context)
         linear = read(node, context, add)
         if add is not None:
             guards.only_consumer(node.outputs[0], "the product", add)
@@ -49,32 +48,33 @@ class FuseConvBn(Rewrite):
             guards.require(rank is not None, "the rank of the product is not known")
             guards.require(rank == 2, f"of rank {rank}, its channels are on axis 1, and those of the MatMul on the last")
         y, x = bn.outputs[0], node.inputs[0]
+        mul, shift = read_bn(bn, context, linear.channels)
         reusable = add is None and context.scope(bn).function is None
         made = _made_before(linear, bn) if reusable else None
         if made is not None:
             linear.state(editor, old=y, x=x, weight=made[0], bias=made[1])
             return
-        alike = reusable and _all_alike(linear, bn)
+        alike = reusable and use_count(linear.weight) > 1 and _all_alike(linear, bn)
         if not alike:
             linear.guard_growth(self.max_growth_bytes)
-        mul, shift = read_bn(bn, context, linear.channels)
         bias = linear.bias_array() * mul + shift
         needed = linear.bias is not None or bool(bias.any())
         weight, bias = linear.state(editor, old=y, x=x, weight=linear.weight_times_output(mul), bias=bias if needed else None)
-        if alike and len(linear.weight.uses()) > 1:
+        if alike:
             data = weight.const_value, None if bias is None else bias.const_value
             linear.weight.meta.setdefault(_MADE, []).append((_key(node, bn), weight, data[0], bias, data[1]))
 
 
 def _all_alike(linear: Linear, bn: ir.Node) -> bool:
     """Whether every consumer of the weight is such an operator before such a BatchNormalization: one copy serves all."""
-    uses = linear.weight.uses()
-    if len(uses) > _SIBLINGS or linear.weight.is_graph_output():
+    if use_count(linear.weight) > _SIBLINGS or linear.weight.is_graph_output():
         return False
     key = _key(linear.node, bn)
-    for usage in uses:
+    for usage in linear.weight.uses():
+        if use_count(usage.node.outputs[0]) != 1:
+            return False
         followers = usage.node.outputs[0].uses()
-        if usage.idx != 1 or usage.node.graph is not bn.graph or len(followers) != 1 or usage.node.outputs[0].is_graph_output():
+        if usage.idx != 1 or usage.node.graph is not bn.graph or usage.node.outputs[0].is_graph_output():
             return False
         follower = followers[0].node
         if follower.op_type != "BatchNormalization" or followers[0].idx != 0 or not _same(_key(usage.node, follower), key):
@@ -84,8 +84,11 @@ def _all_alike(linear: Linear, bn: ir.Node) -> bool:
 
 def _made_before(linear: Linear, bn: ir.Node) -> tuple[ir.Value, ir.Value | None] | None:
     """Weight and bias that were made earlier of the same weight, bias and BatchNormalization, and are still there."""
+    earlier = linear.weight.meta.get(_MADE)
+    if not earlier:
+        return None
     key = _key(linear.node, bn)
-    for made_of, weight, weight_data, bias, bias_data in linear.weight.meta.get(_MADE, ()):
+    for made_of, weight, weight_data, bias, bias_data in earlier:
         if (
             _same(made_of, key)
             and weight.is_initializer() and weight.graph is bn.graph and weight.const_value is weight_data

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Editor, Refuse, constant_tensor, guards, is_sparse
+from graphopt.rewriting import Context, Editor, Refuse, constant_tensor, guards, is_sparse, use_count
 
 from . import arithmetic
 
@@ -140,7 +140,7 @@ class Linear:
     def guard_growth(self, limit: int) -> None:
         """Refuse where a copy of the weight would stand beside the original, and is large."""
         tensor = constant_tensor(self.weight)
-        shared = self.weight.is_graph_output() or any(usage.node is not self.node for usage in self.weight.uses())
+        shared = self.weight.is_graph_output() or use_count(self.weight) > 1
         if shared and tensor is not None and tensor.nbytes > limit:
             raise Refuse(f"the weight {self.weight.name!r} has other consumers, and a copy for this one would add {tensor.nbytes} bytes")
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, option, var
 
 from . import arithmetic
@@ -85,5 +83,5 @@ def _guard_cost(first: Linear, second: Linear, spatial: Linear) -> None:
     taps = math.prod(spatial.dims[2:])
     places = math.prod(guards.attribute(second.node, "strides", ()))  # of the first's output, for one of the second's
     two = places * math.prod(first.dims) + math.prod(second.dims)
-    if np.array(taps * first.inputs * second.channels) >= two:
+    if taps * first.inputs * second.channels >= two:
         raise Refuse("one convolution would compute as much as the two do")

@@ -21,7 +21,8 @@ class MergeParallelMatmuls(Rewrite):
 
     Where their outputs meet again side by side in a Concat of the last axis, nothing else is needed; otherwise a Split
     follows, whose copies cost more than the wider product saves once there are more than a few rows: hence
-    `max-rows`.
+    `max-rows`. Measured under ONNX Runtime 1.32 on a MiniLM-L6 and a small Llama, one and two threads: 1.01 to 1.05 times
+    as fast for 1 row, 0.96 to 1.02 for 16, 0.91 to 1.07 for 64 and 128, mostly within the noise.
     """
 
     name = "merge-parallel-matmuls"
@@ -71,8 +72,9 @@ def _key(node: ir.Node) -> Hashable | None:
     weight = parallel.weight_type(node.inputs[1])  # type: ignore[arg-type]
     if weight is None or len(weight[0]) != 2:
         return None
-    neutral = {n for n in ("transA", "transB") if n in node.attributes and not node.attributes[n].is_ref() and node.attributes[n].value == 0}
-    neutral |= {n for n in ("alpha", "beta") if n in node.attributes and not node.attributes[n].is_ref() and node.attributes[n].value == 1}
+    defaults = {"transA": 0, "transB": 0, "alpha": 1, "beta": 1}
+    given = {n: a for n in defaults if (a := node.attributes.get(n)) is not None}
+    neutral = {n for n, a in given.items() if not a.is_ref() and a.value == defaults[n]}
     transposed = node.op_type == "Gemm" and "transB" in node.attributes and "transB" not in neutral
     return node.op_type, weight[0][1 if transposed else 0], weight[1], parallel.attribute_key(node, neutral)
 

@@ -22,6 +22,7 @@ from graphopt.rewriting import (
     option,
     remove_unused,
     same_domain,
+    use_count,
 )
 
 _TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
@@ -133,7 +134,7 @@ def _store(
             editors[0].set_input(node, i, new)
     for editor in editors:
         editor.commit()
-    if not value.uses() and value.is_initializer() and value.name in graph.initializers:
+    if not use_count(value) and value.is_initializer() and value.name in graph.initializers:
         graph.initializers.pop(value.name)
     elif constant is not None:
         remove_unused([constant], context)

@@ -10,6 +10,7 @@ import pytest
 from graphopt.errors import InputError
 from graphopt.measurement import Speed, bench, compare, pairs
 
+pytestmark = pytest.mark.usefixtures("cpu_clock")
 SPEED = Speed(1.2, 1.1, 1.3, 12.0, 10.0, 40, 0.95, 5.0, 4.0, 2, "cpu")
 
 
@@ -39,9 +40,9 @@ def test_four_times_the_work(make, feeds):
 
 def test_time_is_bounded(make, feeds):
     path = make("a", 1)
-    start = time.perf_counter()
+    start = time.process_time()
     speed = compare(path, path, feeds, threads=1, max_seconds=0.6, precision=1e-9)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert speed.pairs >= 3
 
 

@@ -16,7 +16,9 @@ def t(source: str, target: str, *perm: int) -> onnx.NodeProto:
     return node("Transpose", [source], [target], **({"perm": list(perm)} if perm else {}))
 
 
-def check(nodes, left, *, name=NAME, initializers=None, reason=None, inputs=X, outputs=("y",), feeds=FEEDS, exact=True, opset=17, **options):
+def check(
+    nodes, left, *, name=NAME, initializers=None, reason=None, inputs=X, outputs=("y",), feeds=FEEDS, exact=True, opset=17, **options
+):
     before = model(nodes, inputs, list(outputs), initializers, opset=opset)
     after, log = run_pass(before, name, **options)
     assert dict(ops(after)) == left
@@ -36,12 +38,18 @@ def test_two_that_cancel() -> None:
 def test_two_that_merge() -> None:
     after = check([t("x", "a", 0, 2, 3, 1), t("a", "y", 1, 0, 2, 3)], {"Transpose": 1})
     assert list(after.graph.node[0].attribute[0].ints) == [2, 0, 3, 1]
-    check([t("x", "a", 1, 2, 3, 0), t("a", "b", 1, 2, 3, 0), t("b", "c", 1, 2, 3, 0), t("c", "d", 1, 2, 3, 0), node("Neg", ["d"], ["y"])], {"Neg": 1})
+    check(
+        [t("x", "a", 1, 2, 3, 0), t("a", "b", 1, 2, 3, 0), t("b", "c", 1, 2, 3, 0), t("c", "d", 1, 2, 3, 0), node("Neg", ["d"], ["y"])],
+        {"Neg": 1},
+    )
 
 
 def test_a_first_with_other_consumers_stays_for_them() -> None:
-    check([t("x", "a", 0, 2, 3, 1), t("a", "b", 0, 3, 1, 2), node("Relu", ["a"], ["z"]), node("Neg", ["b"], ["y"])],
-          {"Transpose": 1, "Relu": 1, "Neg": 1}, outputs=("y", "z"))
+    check(
+        [t("x", "a", 0, 2, 3, 1), t("a", "b", 0, 3, 1, 2), node("Relu", ["a"], ["z"]), node("Neg", ["b"], ["y"])],
+        {"Transpose": 1, "Relu": 1, "Neg": 1},
+        outputs=("y", "z"),
+    )
     check([t("x", "z", 0, 2, 3, 1), t("z", "y", 1, 0, 2, 3)], {"Transpose": 2}, outputs=("y", "z"))
 
 
@@ -53,9 +61,15 @@ def test_graph_outputs_keep_their_names() -> None:
 def test_across_element_wise_operators() -> None:
     weights = {"k": np.float32(3), "low": np.float32(-1), "one": array(1)}
     nodes = [
-        t("x", "a", 0, 2, 3, 1), node("Relu", ["a"], ["b"]), node("Mul", ["k", "b"], ["c"]), node("Clip", ["c", "low"], ["d"]),
-        node("Sub", ["one", "d"], ["e"]), node("LeakyRelu", ["e"], ["f"], alpha=0.3), node("Cast", ["f"], ["g"], to=TensorProto.FLOAT16),
-        t("g", "h", 0, 3, 1, 2), node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
+        t("x", "a", 0, 2, 3, 1),
+        node("Relu", ["a"], ["b"]),
+        node("Mul", ["k", "b"], ["c"]),
+        node("Clip", ["c", "low"], ["d"]),
+        node("Sub", ["one", "d"], ["e"]),
+        node("LeakyRelu", ["e"], ["f"], alpha=0.3),
+        node("Cast", ["f"], ["g"], to=TensorProto.FLOAT16),
+        t("g", "h", 0, 3, 1, 2),
+        node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
     ]
     check(nodes, {"Relu": 1, "Mul": 1, "Clip": 1, "Sub": 1, "LeakyRelu": 1, "Cast": 2}, initializers=weights)
     check(nodes, {"Relu": 1, "Mul": 1, "Clip": 1, "Sub": 1, "LeakyRelu": 1, "Cast": 2, "Transpose": 2}, initializers=weights, reach=5)
@@ -63,18 +77,29 @@ def test_across_element_wise_operators() -> None:
 
 def test_quantized_in_between() -> None:
     scalars = {"s": np.float32(0.1), "z": np.uint8(3)}
-    nodes = [t("x", "a", 0, 2, 3, 1), node("QuantizeLinear", ["a", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-             t("d", "b", 0, 3, 1, 2), node("Neg", ["b"], ["y"])]
+    nodes = [
+        t("x", "a", 0, 2, 3, 1),
+        node("QuantizeLinear", ["a", "s", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        t("d", "b", 0, 3, 1, 2),
+        node("Neg", ["b"], ["y"]),
+    ]
     check(nodes, {"QuantizeLinear": 1, "DequantizeLinear": 1, "Neg": 1}, initializers=scalars)
     axis = {"s": np.full(5, 0.1, np.float32), "z": np.zeros(5, np.uint8)}
     nodes[1:3] = [node("QuantizeLinear", ["a", "s", "z"], ["q"], axis=2), node("DequantizeLinear", ["q", "s", "z"], ["d"], axis=2)]
     check(nodes, {"QuantizeLinear": 1, "DequantizeLinear": 1, "Neg": 1, "Transpose": 2}, initializers=axis)
 
 
-@pytest.mark.parametrize("between", [
-    [node("Softmax", ["a"], ["b"], axis=-1)], [node("Mul", ["a", "v"], ["b"])], [node("Add", ["a", "a"], ["b"])], [node("Exp", ["a"], ["b"])],
-    [node("Add", ["a", "wide"], ["b"])],
-])
+@pytest.mark.parametrize(
+    "between",
+    [
+        [node("Softmax", ["a"], ["b"], axis=-1)],
+        [node("Mul", ["a", "v"], ["b"])],
+        [node("Add", ["a", "a"], ["b"])],
+        [node("Exp", ["a"], ["b"])],
+        [node("Add", ["a", "wide"], ["b"])],
+    ],
+)
 def test_not_across_what_sees_the_layout_or_approximates(between) -> None:
     weights = {"v": array(3), "wide": array(1, 1, 1, 1, 1)}
     nodes = [t("x", "a", 0, 2, 3, 1), *between, *([] if "wide" in between[0].input else [t("b", "c", 0, 3, 1, 2)])]
@@ -98,11 +123,21 @@ def test_other_consumers_in_between() -> None:
 
 
 def test_the_first_outside_of_a_subgraph() -> None:
-    then = helper.make_graph([node("Transpose", ["a"], ["then_y"], perm=[1, 0])], "then", [], [helper.make_tensor_value_info("then_y", 1, [2, 3])])
-    other = helper.make_graph([t("x", "p", 1, 0), t("p", "q", 1, 0), node("Neg", ["q"], ["else_y"])], "else", [],
-                              [helper.make_tensor_value_info("else_y", 1, [2, 3])])
-    before = model([t("x", "a", 1, 0), node("If", ["cond"], ["y"], then_branch=then, else_branch=other)], {"x": [2, 3], "cond": []}, {"y": [2, 3]},
-                   types={"cond": TensorProto.BOOL})
+    then = helper.make_graph(
+        [node("Transpose", ["a"], ["then_y"], perm=[1, 0])], "then", [], [helper.make_tensor_value_info("then_y", 1, [2, 3])]
+    )
+    other = helper.make_graph(
+        [t("x", "p", 1, 0), t("p", "q", 1, 0), node("Neg", ["q"], ["else_y"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("else_y", 1, [2, 3])],
+    )
+    before = model(
+        [t("x", "a", 1, 0), node("If", ["cond"], ["y"], then_branch=then, else_branch=other)],
+        {"x": [2, 3], "cond": []},
+        {"y": [2, 3]},
+        types={"cond": TensorProto.BOOL},
+    )
     after, log = run_pass(before, NAME)
     assert log.applied == 1 and ops(after)["Transpose"] == 1
     for cond in (True, False):

@@ -27,11 +27,24 @@ def test_equal_ones_merge_and_unequal_ones_stay() -> None:
     a, big = array(3), array(100, 100)
     changed = big.copy()
     changed[30, 30] = 7.0  # neither at the start, nor in the middle, nor at the end
-    weights = {"a": a, "b": a, "c": array(3, seed=1), "d": a.astype(np.float64), "e": a.reshape(1, 3), "p": big, "q": big, "r": changed,
-               "s": np.float32(2), "t": np.float32(2)}
+    weights = {
+        "a": a,
+        "b": a,
+        "c": array(3, seed=1),
+        "d": a.astype(np.float64),
+        "e": a.reshape(1, 3),
+        "p": big,
+        "q": big,
+        "r": changed,
+        "s": np.float32(2),
+        "t": np.float32(2),
+    }
     nodes = [
-        node("Sum", ["x", "a", "b", "c", "e"], ["u"]), node("Cast", ["d"], ["v"], to=TensorProto.FLOAT),
-        node("ReduceSum", ["p"], ["p1"]), node("ReduceSum", ["q"], ["q1"]), node("ReduceSum", ["r"], ["r1"]),
+        node("Sum", ["x", "a", "b", "c", "e"], ["u"]),
+        node("Cast", ["d"], ["v"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["p"], ["p1"]),
+        node("ReduceSum", ["q"], ["q1"]),
+        node("ReduceSum", ["r"], ["r1"]),
         node("Sum", ["u", "v", "p1", "q1", "r1", "s", "t"], ["y"]),
     ]
     before = model(nodes, {"x": [1, 3]}, ["y"], weights)
@@ -54,11 +67,15 @@ def test_types(dtype) -> None:
         data = np.array(["ab", "c", ""] * 3, object) if dtype is object else (np.arange(count) % 2).astype(dtype)
         other = data.copy()
         other[3] = "x" if dtype is object else data[4]
-        tensors = [numpy_helper.from_array(d, n) if dtype is not object else helper.make_tensor(n, TensorProto.STRING, d.shape, list(d))
-                   for n, d in (("a", data), ("b", data), ("c", other))]
+        tensors = [
+            numpy_helper.from_array(d, n) if dtype is not object else helper.make_tensor(n, TensorProto.STRING, d.shape, list(d))
+            for n, d in (("a", data), ("b", data), ("c", other))
+        ]
         nodes = [node("Identity", [n], [f"y{n}"]) for n in "abc"]
         outputs = [helper.make_tensor_value_info(f"y{n}", tensors[0].data_type, data.shape) for n in "abc"]
-        before = helper.make_model(helper.make_graph(nodes, "g", [], outputs, tensors), opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+        before = helper.make_model(
+            helper.make_graph(nodes, "g", [], outputs, tensors), opset_imports=[helper.make_opsetid("", 23)], ir_version=11
+        )
         after, _ = run_pass(before, NAME)
         assert names(after) == ["a", "c"]
         assert [n.input[0] for n in after.graph.node] == ["a", "a", "c"]
@@ -66,7 +83,9 @@ def test_types(dtype) -> None:
 
 def test_overridable_ones_and_graph_outputs_stay() -> None:
     a = array(3)
-    before = model([node("Sum", ["x", "a", "b", "c"], ["y"])], {"x": [3]}, {"y": [3], "c": [3]}, {"a": a, "b": a, "c": a}, overridable=["b"])
+    before = model(
+        [node("Sum", ["x", "a", "b", "c"], ["y"])], {"x": [3]}, {"y": [3], "c": [3]}, {"a": a, "b": a, "c": a}, overridable=["b"]
+    )
     after, log = run_pass(before, NAME)
     assert names(after) == ["a", "b", "c"] and "names a graph output" in reasons(log)[0]
     assert_same(before, after, {"x": array(3), "b": array(3, seed=2)}, exact=True)
@@ -77,11 +96,21 @@ def test_subgraphs_take_what_is_outside_and_not_what_is_beside() -> None:
 
     def branch(name: str) -> onnx.GraphProto:
         tensors = [numpy_helper.from_array(k, f"{name}_k"), numpy_helper.from_array(j, f"{name}_j")]
-        return helper.make_graph([node("Sum", ["x", f"{name}_k", f"{name}_j"], [f"{name}_y"])], name, [],
-                                 [helper.make_tensor_value_info(f"{name}_y", 1, [3])], tensors)
+        return helper.make_graph(
+            [node("Sum", ["x", f"{name}_k", f"{name}_j"], [f"{name}_y"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", 1, [3])],
+            tensors,
+        )
 
-    before = model([node("If", ["cond"], ["z"], then_branch=branch("then"), else_branch=branch("else")), node("Add", ["z", "k"], ["y"])],
-                   {"x": [3], "cond": []}, {"y": [3]}, {"k": k}, types={"cond": TensorProto.BOOL})
+    before = model(
+        [node("If", ["cond"], ["z"], then_branch=branch("then"), else_branch=branch("else")), node("Add", ["z", "k"], ["y"])],
+        {"x": [3], "cond": []},
+        {"y": [3]},
+        {"k": k},
+        types={"cond": TensorProto.BOOL},
+    )
     after, log = run_pass(before, NAME)
     assert log.applied == 2
     assert sorted(i.name for a in after.graph.node[0].attribute for i in a.g.initializer) == ["else_j", "then_j"]

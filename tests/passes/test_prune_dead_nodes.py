@@ -14,7 +14,10 @@ NAME = "prune-dead-nodes"
 
 def branch(name: str, nodes, initializers=()) -> onnx.GraphProto:
     return helper.make_graph(
-        list(nodes), name, [], [helper.make_tensor_value_info(f"{name}_y", 1, [3])],
+        list(nodes),
+        name,
+        [],
+        [helper.make_tensor_value_info(f"{name}_y", 1, [3])],
         [onnx.numpy_helper.from_array(a, n) for n, a in dict(initializers).items()],
     )
 
@@ -22,7 +25,9 @@ def branch(name: str, nodes, initializers=()) -> onnx.GraphProto:
 def test_nodes_without_consumers_and_what_only_they_used() -> None:
     before = model(
         [node("Relu", ["x"], ["y"]), node("Add", ["x", "k"], ["a"]), node("Neg", ["a"], ["b"]), node("RandomNormalLike", ["b"], ["r"])],
-        {"x": [3], "unused": [2]}, ["y"], {"k": array(3), "lonely": array(5)},
+        {"x": [3], "unused": [2]},
+        ["y"],
+        {"k": array(3), "lonely": array(5)},
     )
     after, log = run_pass(before, NAME)
     assert ops(after) == {"Relu": 1}
@@ -34,11 +39,17 @@ def test_nodes_without_consumers_and_what_only_they_used() -> None:
 
 def test_captured_values_stay_and_subgraphs_are_cleaned() -> None:
     nodes = [
-        node("Relu", ["x"], ["r"]), node("Abs", ["x"], ["only_in_dead"]),
-        node("If", ["cond"], ["y"],
-             then_branch=branch("then", [node("Neg", ["only_in_dead"], ["dead"]), node("Add", ["r", "k"], ["then_y"])],
-                                {"k": array(3), "u": array(4)}),
-             else_branch=branch("else", [node("Neg", ["r"], ["else_y"])])),
+        node("Relu", ["x"], ["r"]),
+        node("Abs", ["x"], ["only_in_dead"]),
+        node(
+            "If",
+            ["cond"],
+            ["y"],
+            then_branch=branch(
+                "then", [node("Neg", ["only_in_dead"], ["dead"]), node("Add", ["r", "k"], ["then_y"])], {"k": array(3), "u": array(4)}
+            ),
+            else_branch=branch("else", [node("Neg", ["r"], ["else_y"])]),
+        ),
     ]
     before = model(nodes, {"x": [3], "cond": []}, {"y": [3]}, types={"cond": TensorProto.BOOL})
     after, _ = run_pass(before, NAME)
@@ -51,9 +62,15 @@ def test_captured_values_stay_and_subgraphs_are_cleaned() -> None:
 
 def test_a_dead_if_goes_with_what_it_captured() -> None:
     nodes = [
-        node("Relu", ["x"], ["r"]), node("Neg", ["x"], ["y"]),
-        node("If", ["cond"], ["z"], then_branch=branch("then", [node("Neg", ["r"], ["then_y"]), node("Abs", ["r"], ["dead"])]),
-             else_branch=branch("else", [node("Abs", ["r"], ["else_y"])])),
+        node("Relu", ["x"], ["r"]),
+        node("Neg", ["x"], ["y"]),
+        node(
+            "If",
+            ["cond"],
+            ["z"],
+            then_branch=branch("then", [node("Neg", ["r"], ["then_y"]), node("Abs", ["r"], ["dead"])]),
+            else_branch=branch("else", [node("Abs", ["r"], ["else_y"])]),
+        ),
     ]
     before = model(nodes, {"x": [3], "cond": []}, {"y": [3]}, types={"cond": TensorProto.BOOL})
     after, log = run_pass(before, NAME)
@@ -104,10 +121,15 @@ def test_outputs_that_decide_whether_a_normalization_trains_stay() -> None:
     for opset, attributes, outputs in ((9, {}, ["y", "o1", "o2", "o3", "o4"]), (15, {"training_mode": 1}, ["y", "o1", "o2"])):
         proto = helper.make_model(
             helper.make_graph(
-                [helper.make_node("BatchNormalization", ["x", *"sbmv"], outputs, **attributes)], "g",
-                [helper.make_tensor_value_info("x", 1, [2, 4, 3])], [helper.make_tensor_value_info("y", 1, [2, 4, 3])],
+                [helper.make_node("BatchNormalization", ["x", *"sbmv"], outputs, **attributes)],
+                "g",
+                [helper.make_tensor_value_info("x", 1, [2, 4, 3])],
+                [helper.make_tensor_value_info("y", 1, [2, 4, 3])],
                 [onnx.numpy_helper.from_array(a, n) for n, a in bn.items()],
-            ), opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+            ),
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=8,
+        )
         graph = ir.from_proto(proto)
         log = ChangeLog(NAME)
         REGISTRY.get(NAME)().run(Context(graph, log))
