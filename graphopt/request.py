@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from graphopt.errors import InputError, OptionError, OutputError
 from graphopt.pipeline.presets import Pipeline, build_pipeline
 from graphopt.pipeline.registry import Registry
+from graphopt.runtime import short_name
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -78,9 +79,15 @@ def plan(request: Request) -> tuple[Registry, Pipeline]:
     registry = Registry.discover()
     for plugin in request.plugins:
         registry.load_plugin(plugin)
-    return registry, build_pipeline(
-        registry, preset=request.preset, passes=request.passes, skip=request.skip, options=request.options
+    pipeline = build_pipeline(
+        registry,
+        preset=request.preset,
+        passes=request.passes,
+        skip=request.skip,
+        options=request.options,
+        provider=short_name(request.provider),
     )
+    return registry, pipeline
 
 
 def load(request: Request) -> Model:

@@ -74,6 +74,7 @@ def build_pipeline(
     passes: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    provider: str = "cpu",
 ) -> Pipeline:
     """The pipeline that a command line asks for.
 
@@ -83,6 +84,7 @@ def build_pipeline(
         passes: names in order, run to a fixpoint once.
         skip: names to leave out; each must be a pass that exists.
         options: by pass name, option values over those of the preset.
+        provider: short name of the execution provider; passes of a preset that do not pay there are left out.
 
     Raises:
         OptionError: anything unknown, or options for a pass that the pipeline does not run.
@@ -90,7 +92,7 @@ def build_pipeline(
     pipeline = load_preset(preset, registry) if passes is None else Pipeline("custom", tuple(registry.get(n)() for n in passes))
     for name in skip:
         registry.get(name)
-    steps = [s for s in pipeline.steps if s.name not in skip]
+    steps = [s for s in pipeline.steps if s.name not in skip and (passes is not None or not s.providers or provider in s.providers)]
     for name, values in (options or {}).items():
         cls = registry.get(name)
         cls.configure(values)

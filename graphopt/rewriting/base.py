@@ -123,11 +123,19 @@ class Pass:
 
     A subclass is a frozen dataclass whose fields are its options, declared with `option`. It holds no state:
     what a run learns lives in the `Context`. The first line of the docstring is what `graphopt passes` prints.
+
+    Attributes:
+        name: kebab-case.
+        effect: what it may do to the numbers.
+        kinds: the kinds of graph that it works on.
+        providers: short names of the execution providers that it pays on ("cpu"); a preset leaves it out on others.
+            Empty: all.
     """
 
     name: ClassVar[str] = ""
     effect: ClassVar[Effect] = Effect.EXACT
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    providers: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def options(cls) -> list[Option]:

@@ -43,8 +43,10 @@ def merged(analysis: ShapeAnalysis, shapes: Sequence[Sequence[Size]]) -> list[Si
             if isinstance(found, int) and found != 1:
                 if isinstance(dim, int):
                     return None
-            elif found == 1 or isinstance(dim, int) or analysis.cut_from(found, dim):
+            elif found == 1 or isinstance(dim, int):
                 found, unsure = dim, False
+            elif analysis.cut_from(found, dim):
+                found = dim
             elif not analysis.cut_from(dim, found):
                 unsure = True
         result.append(analysis.fresh() if unsure else found)

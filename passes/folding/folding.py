@@ -21,6 +21,8 @@ _LARGE = 1 << 28  # bytes of an intermediate value
 _SMALL = 1024  # bytes up to which narrow integers are no weights
 _NARROW = frozenset((ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16))
 _KEPT = 1 << 16  # bytes up to which an intermediate value is kept for the next that needs it
+# ONNX Runtime computes on these in float32 and leaves out casts to them and back, that is, it does not round.
+_HALVES = frozenset((ir.DataType.FLOAT16, ir.DataType.BFLOAT16))
 # Inputs that runtimes pack before the first run where they are constant, and multiply by other kernels then, which round
 # otherwise.
 _PACKED = {
@@ -126,7 +128,7 @@ class Folder:
         context = self.context
         if node.op_type in _NEVER_ALONE and constant_tensor(node.inputs[0]) is not None:
             return False
-        if node in self.failed or (self.exact and _becomes_weight(value)):
+        if node in self.failed or (self.exact and (value.dtype in _HALVES or _becomes_weight(value))):
             return False
         plan = self._plan(node, value)
         size = self._foreseen(value)
@@ -278,7 +280,7 @@ class Folder:
             try:
                 return evaluation.evaluate(Call(node, inputs, opsets.get("", 0), _LARGE))
             except Unsure:
-                if node.op_type not in self.operators or node.op_type not in reference.ROUNDING:
+                if self.exact or node.op_type not in reference.ROUNDING:
                     raise
         return reference.evaluate(node, inputs, opsets)
 

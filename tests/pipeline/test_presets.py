@@ -79,6 +79,14 @@ def test_bad_presets(registry: Registry, tmp_path: Path, text: str, message: str
         load_preset(write(tmp_path, text), registry)
 
 
+def test_passes_that_pay_on_one_provider_only(registry: Registry) -> None:
+    on_cpu = {s.name for s in build_pipeline(registry).steps}
+    on_cuda = {s.name for s in build_pipeline(registry, provider="cuda").steps}
+    assert on_cpu - on_cuda == {"keep-add-before-layernorm"}
+    asked = build_pipeline(registry, passes=["keep-add-before-layernorm"], provider="cuda")
+    assert [s.name for s in asked.steps] == ["keep-add-before-layernorm"]
+
+
 def test_a_preset_that_includes_itself(registry: Registry, tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text(f"[[step]]\npreset = '{file}'\n")
