@@ -14,14 +14,15 @@ dimension out (-1), the named dimensions of graph inputs are not 0.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import shape_values
+from graphopt.rewriting import shape_algebra, shape_values
 from graphopt.rewriting.constants import constant_tensor
+from graphopt.rewriting.shape_library import library_context, symbol_names
 from graphopt.rewriting.shape_rules import RULES
 from graphopt.rewriting.shape_values import LIMIT, TYPES, Element
 
@@ -48,12 +49,12 @@ class ShapeAnalysis:
 
     def __init__(self, model: ir.Model) -> None:
         self.conflicts: list[str] = []
-        self._library = _library_context(model, self)
+        self._library = library_context(model, self)
         self._versions = {("" if d == "ai.onnx" else d): v for d, v in model.opset_imports.items()}
         self._elements: dict[ir.Value, list[Element]] = {}
         self._named: set[str] = set()
         self._symbols = 0
-        self._taken = set(_symbol_names(model))
+        self._taken = set(symbol_names(model))
         self._bodies: set[ir.Graph] = set()
         self._infer_model(model)
 
@@ -105,11 +106,11 @@ class ShapeAnalysis:
 
     def nonnegative(self, dim: int | ir.SymbolicDim) -> bool:
         """Whether an expression over sizes is never below 0."""
-        return dim >= 0 if isinstance(dim, int) else _nonnegative(self._expression(dim))
+        return dim >= 0 if isinstance(dim, int) else shape_algebra.nonnegative(self._expression(dim))
 
     def positive(self, dim: int | ir.SymbolicDim) -> bool:
         """Whether an expression is above 0 where the named dimensions of graph inputs are."""
-        return dim > 0 if isinstance(dim, int) else _positive(self._expression(dim), self._named)
+        return dim > 0 if isinstance(dim, int) else shape_algebra.positive(self._expression(dim), self._named)
 
     def divides(self, dim: ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
         """Whether `other` is a multiple of `dim`."""
@@ -125,12 +126,12 @@ class ShapeAnalysis:
         if isinstance(dim, int):
             return max(0, dim)
         expression = self._expression(dim)
-        if _nonnegative(expression):
+        if shape_algebra.nonnegative(expression):
             return dim
         import sympy
 
         larger = sympy.Max(0, expression)
-        return self.fresh() if larger.is_Integer else ir.SymbolicDim(larger)
+        return ir.SymbolicDim(larger) if larger.has(sympy.Max) else self.fresh()  # sympy takes a symbol to be 1 or more
 
     def smaller(self, number: int, dim: ir.SymbolicDim) -> ir.SymbolicDim:
         """The smaller of a number and an expression."""
@@ -212,11 +213,17 @@ class ShapeAnalysis:
 
     def _leave_out(self, body: ir.Graph) -> None:
         """Keep nothing but what the constants of a function say: its callers may differ in types and shapes."""
-        for graph in (body, *body.subgraphs()):
+        pending = [body]
+        while pending:
+            graph = pending.pop()
             self._bodies.add(graph)
             for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
                 remember_declared(value)
                 value.shape = value.type = None
+            for node in graph:
+                for attribute in node.attributes.data.values():
+                    if attribute.type is ir.AttributeType.GRAPH and not attribute.is_ref():
+                        pending.append(attribute.as_graph())
 
     def _infer_graph(self, graph: ir.Graph) -> None:
         for value in graph.initializers.values():
@@ -356,95 +363,3 @@ def remember_declared(value: ir.Value) -> None:
 
 def _text(shape: ir.Shape) -> str:
     return "[" + ",".join(str(d) for d in shape.dims) + "]"
-
-
-def _nonnegative(expression) -> bool:
-    """Whether an expression is at least 0 for sizes of 0 and above; `is_nonnegative` would take them to be above 0."""
-    if expression.is_Symbol:
-        return True
-    if expression.is_Number:
-        return expression >= 0
-    name = expression.func.__name__
-    if name == "Max":
-        return any(_nonnegative(a) for a in expression.args)
-    if name in ("Add", "Mul", "floor", "ceiling", "Min"):
-        return all(_nonnegative(a) for a in expression.args)
-    if name == "Pow":
-        return _nonnegative(expression.args[0])
-    if name == "Mod":
-        return expression.args[1].is_Integer and expression.args[1] > 0
-    return False
-
-
-def _positive(expression, named: set[str]) -> bool:
-    if expression.is_Symbol:
-        return expression.name in named
-    if expression.is_Number:
-        return expression > 0
-    name = expression.func.__name__
-    if name == "Add":
-        return _nonnegative(expression) and any(_positive(a, named) for a in expression.args)
-    if name == "Max":
-        return any(_positive(a, named) for a in expression.args)
-    if name == "Mul":
-        return all(_positive(a, named) for a in expression.args)
-    return name == "Pow" and _positive(expression.args[0], named)
-
-
-def _readable(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
-    """A dimension whose text can be read back: the parsers of expressions know no "ceiling"."""
-    if isinstance(dim, int) or "ceiling" not in (dim.value or ""):
-        return dim
-    import sympy
-
-    return ir.SymbolicDim(dim._expr.replace(sympy.ceiling, lambda x: -sympy.floor(-x)))
-
-
-def _library_context(model: ir.Model, analysis: ShapeAnalysis):
-    """The library's context with our notion of a constant. Imported here: it brings sympy, which is slow to load."""
-    import onnx_shape_inference
-    from onnx_shape_inference import ShapeInferenceContext
-
-    registry = onnx_shape_inference.registry
-    registry.collect()
-
-    class _Library(ShapeInferenceContext):
-        def __init__(self) -> None:
-            super().__init__(model.opset_imports, policy="override")
-            self.reserve_symbol_names(_symbol_names(model))
-            self._versions = {("" if d == "ai.onnx" else d): v for d, v in model.opset_imports.items()}
-            self._functions: dict[tuple[str, str], object] = {}
-            self._local = {(d, n) for d, n, _ in model.functions}
-
-        def function_for(self, node: ir.Node):
-            key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
-            if key not in self._functions:
-                found = None if key in self._local else registry.get(*key, version=self._versions.get(key[0], 1))
-                self._functions[key] = found
-            return self._functions[key]
-
-        def set_shape(self, value, shape) -> bool:
-            if not shape.is_static() and any("ceiling" in str(d) for d in shape.dims):
-                shape = ir.Shape([_readable(d) for d in shape.dims])
-            value.shape = shape
-            return True
-
-        def set_dtype(self, value, dtype) -> bool:
-            if value.dtype is not dtype:
-                value.type = ir.TensorType(dtype)
-            return True
-
-        def set_symbolic_value(self, value, data) -> None:
-            pass  # `shape_values` follows them
-
-        def get_symbolic_value(self, value):
-            found = analysis.elements(value)
-            return None if found is None or any(e is None for e in found) else found
-
-    return _Library()
-
-
-def _symbol_names(model: ir.Model) -> Iterator[str]:
-    for value in model.graph.inputs:
-        if value.shape is not None:
-            yield from (d.value for d in value.shape.dims if not isinstance(d, int) and d.value)

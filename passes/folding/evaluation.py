@@ -20,6 +20,10 @@ class Unsure(Exception):
     """The value cannot be foretold bit by bit, or would be too large; the message says why."""
 
 
+class Elsewhere(Unsure):
+    """A kind of arithmetic that is not done here at all."""
+
+
 class Call:
     """One operator with the values of its inputs.
 
@@ -173,7 +177,7 @@ def _range(call: Call) -> np.ndarray:
     start, limit, step = (v.reshape(()).item() for v in call.inputs)
     dtype = call.inputs[0].dtype
     if dtype.kind != "i" or step == 0:
-        raise Unsure("its steps are not whole numbers")
+        raise Elsewhere("its steps are not whole numbers")
     call.room((len(range(start, limit, step)),), dtype)
     return np.arange(start, limit, step, dtype)
 
@@ -191,7 +195,7 @@ def _cast(call: Call) -> np.ndarray:
     if data.dtype == to:
         return data
     if not (_plain(data.dtype) and _plain(to)):
-        raise Unsure(f"casts from {data.dtype} to {to} are left to the runtime")
+        raise Elsewhere(f"casts from {data.dtype} to {to} are left to the runtime")
     if data.dtype.kind == "f" and to.kind in "iu":
         low, high = np.iinfo(to).min, np.iinfo(to).max
         if data.size and not (np.isfinite(data).all() and (np.trunc(data) >= low).all() and (data < float(high) + (to.itemsize < 8)).all()):
@@ -216,7 +220,7 @@ def _binary(function: Callable[[np.ndarray, np.ndarray], np.ndarray], kinds: str
         result = call.inputs[0]
         for other in call.inputs[1:]:
             if result.dtype.kind not in kinds or result.dtype == np.float16 or other.dtype != result.dtype:
-                raise Unsure(f"arithmetic on {result.dtype} is left to the runtime")
+                raise Elsewhere(f"arithmetic on {result.dtype} is left to the runtime")
             call.room(np.broadcast_shapes(result.shape, other.shape), result.dtype)
             result = function(result, other)
         return result
@@ -228,7 +232,7 @@ def _compare(function: Callable[[np.ndarray, np.ndarray], np.ndarray], kinds: st
     def run(call: Call) -> np.ndarray:
         a, b = call.inputs
         if a.dtype.kind not in kinds or a.dtype != b.dtype:
-            raise Unsure(f"comparison of {a.dtype} is left to the runtime")
+            raise Elsewhere(f"comparison of {a.dtype} is left to the runtime")
         call.room(np.broadcast_shapes(a.shape, b.shape), np.dtype(bool))
         return function(a, b)
 
@@ -247,7 +251,7 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _modulo(call: Call) -> np.ndarray:
     a, b = call.inputs
     if a.dtype.kind not in "iu" or a.dtype != b.dtype or (b == 0).any():
-        raise Unsure("a remainder of this kind is left to the runtime")
+        raise Elsewhere("a remainder of this kind is left to the runtime")
     return np.fmod(a, b) if call.attribute("fmod", 0) else np.mod(a, b)
 
 
@@ -255,7 +259,7 @@ def _ordered(function: Callable[[np.ndarray, np.ndarray], np.ndarray]):
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         for array in (a, b):
             if array.dtype.kind == "f" and (np.isnan(array).any() or ((array == 0) & np.signbit(array)).any()):
-                raise Unsure("the order of its values is left to the runtime")
+                raise Elsewhere("the order of its values is left to the runtime")
         return function(a, b)
 
     return run
@@ -265,7 +269,7 @@ def _unary(function: Callable[[np.ndarray], np.ndarray], kinds: str = "if"):
     def run(call: Call) -> np.ndarray:
         data = call.inputs[0]
         if data.dtype.kind not in kinds or data.dtype == np.float16 or (data.dtype.kind == "f" and np.isnan(data).any()):
-            raise Unsure(f"{call.node.op_type} of {data.dtype} is left to the runtime")
+            raise Elsewhere(f"{call.node.op_type} of {data.dtype} is left to the runtime")
         return function(data)
 
     return run
@@ -275,7 +279,7 @@ def _reduce(function: Callable[..., np.ndarray]):
     def run(call: Call) -> np.ndarray:
         data = call.inputs[0]
         if data.dtype not in (np.int32, np.int64) or not data.size:
-            raise Unsure(f"reduction of {data.dtype} is left to the runtime")
+            raise Elsewhere(f"reduction of {data.dtype} is left to the runtime")
         axes = call.ints("axes", 1)
         if not axes and call.attribute("noop_with_empty_axes", 0):
             return data

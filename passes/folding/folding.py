@@ -12,7 +12,7 @@ from graphopt.rewriting import Context, attribute_graphs, constant_tensor, is_sp
 from graphopt.rewriting.shapes import INFERRED
 
 from . import evaluation, reference
-from .evaluation import Call, Unsure
+from .evaluation import Call, Elsewhere, Unsure
 
 _SPENT = "graphopt.folding.spent"
 _NODE_BYTES = 64  # what a node takes in a file, about: operator, names, attributes
@@ -54,7 +54,7 @@ class Folder:
         self.operators = frozenset(evaluation.EXACT) | reference.EXACT | (frozenset() if exact else reference.ROUNDING)
         self.growth = growth
         self.arrays: dict[ir.Value, np.ndarray] = {}
-        self.failed: dict[ir.Node, str] = {}
+        self.failed: set[ir.Node] = set()
         self.foldable: dict[ir.Value, None] = {}
         meta = context.model.graph.meta
         spent, limit = meta.get(_SPENT, (0, None))
@@ -139,12 +139,13 @@ class Folder:
             self._check_result(value, array)
             self._check_growth(node, array.nbytes, plan)
         except Unsure as unsure:
-            self.failed[node] = str(unsure)
-            context.log.refuse(node, str(unsure))
+            self.failed.add(node)
+            if not isinstance(unsure, Elsewhere):
+                context.log.refuse(node, str(unsure))
             return False
         except Exception as error:
             text = (str(error) or type(error).__name__).splitlines()[0]
-            self.failed[node] = text
+            self.failed.add(node)
             context.log.refuse(node, f"it cannot be evaluated: {text}")
             return False
         if not context.log.permit(node):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, attribute_graphs, constant_tensor, remove_unused
+from graphopt.rewriting import Context, attribute_graphs, remove_unused
 
 
 def graft(context: Context, node: ir.Node, body: Sequence[ir.Node], results: Sequence[ir.Value]) -> None:
@@ -54,10 +54,16 @@ def nodes_within(node: ir.Node) -> Iterator[ir.Node]:
             pending.extend(g for a in inner.attributes.values() for g in attribute_graphs(a))
 
 
+def all_nodes(body: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """The nodes of a graph or function and of its subgraphs; a parameter in the place of a subgraph is passed over."""
+    for node in body:
+        yield node
+        yield from nodes_within(node)
+
+
 def as_constant(context: Context, value: ir.Value, name: str) -> ir.Node:
-    """A Constant node that makes the data of the initializer `value`."""
-    tensor = constant_tensor(value)
-    made = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], num_outputs=1, name=context.index.fresh_name(name))
+    """A Constant node that makes the data that the initializer `value` has, or had."""
+    made = ir.Node("", "Constant", [], [ir.AttrTensor("value", value.const_value)], num_outputs=1, name=context.index.fresh_name(name))
     made.outputs[0].name = context.index.fresh_name(name)
     made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
     return made

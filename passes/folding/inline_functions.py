@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphopt.rewriting import Context, Pass, Refuse
 
 from .cloning import Cloner
-from .graft import graft, nodes_within
+from .graft import all_nodes, graft, nodes_within
 
 _Identifier = tuple[str, str, str]
 
@@ -58,7 +58,7 @@ class InlineFunctions(Pass):
 
 def _recursive(functions: dict[_Identifier, ir.Function]) -> set[_Identifier]:
     """The functions that reach themselves by calls."""
-    calls = {i: [n.op_identifier() for n in f.all_nodes() if n.op_identifier() in functions] for i, f in functions.items()}
+    calls = {i: [n.op_identifier() for n in all_nodes(f) if n.op_identifier() in functions] for i, f in functions.items()}
     found = set()
     for start in functions:
         seen: set[_Identifier] = set()
@@ -77,7 +77,7 @@ def _check_opsets(context: Context, function: ir.Function) -> None:
     """Refuse where an operator of the body is of another version than the same one in the model."""
     ours = {_plain(d): v for d, v in context.model.opset_imports.items()}
     theirs = {_plain(d): v for d, v in function.opset_imports.items()}
-    for node in function.all_nodes():
+    for node in all_nodes(function):
         domain = _plain(node.domain)
         wanted, given = theirs.get(domain), ours.get(domain)
         if wanted == given or given is None or node.op_identifier() in context.model.functions:
@@ -146,7 +146,7 @@ def _drop_unused(context: Context) -> None:
     live: set[_Identifier] = set()
     pending: list[ir.Graph | ir.Function] = [context.model.graph]
     while pending:
-        for node in pending.pop().all_nodes():
+        for node in all_nodes(pending.pop()):
             identifier = node.op_identifier()
             if identifier in functions and identifier not in live:
                 live.add(identifier)
