@@ -186,7 +186,7 @@ def _run(model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Obser
                     before, nodes = nodes, count_nodes(model.graph)
                     record.nodes_after += nodes - before
                 record.refused = log.refusals
-                record.notes = list(dict.fromkeys([*record.notes, *log.notes]))
+                record.notes = log.notes or record.notes  # what holds after the last round
                 for observer in observers:
                     observer.after(step, record, model)
             if not changed:
