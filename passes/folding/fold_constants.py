@@ -16,8 +16,9 @@ class FoldConstants(Pass):
     Values that shapes alone determine become constants too. Exact means: movement of data, whole numbers, comparisons,
     and the single float operations that IEEE 754 rounds in one way. What would grow the model stays as it is: weights
     behind Cast or DequantizeLinear, Expand, Tile, ConstantOfShape. Random operators and initializers that a caller may
-    override are never folded. Half-precision values and what a MatMul, Conv or LSTM would take as its weight are left to
-    fold-float-constants: runtimes compute with them otherwise once they are constant, and round otherwise.
+    override are never folded, nor are casts to half precision, which runtimes may leave out. What a MatMul, Conv or LSTM
+    would take as its weight is left to fold-float-constants: runtimes multiply by constant weights with other kernels, which
+    round otherwise.
     """
 
     name = "fold-constants"

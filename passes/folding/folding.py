@@ -21,7 +21,7 @@ _LARGE = 1 << 28  # bytes of an intermediate value
 _SMALL = 1024  # bytes up to which narrow integers are no weights
 _NARROW = frozenset((ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16))
 _KEPT = 1 << 16  # bytes up to which an intermediate value is kept for the next that needs it
-# ONNX Runtime computes on these in float32 and leaves out casts to them and back, that is, it does not round.
+# ONNX Runtime computes on these in float32 and leaves out casts to them and back: what is cast to them is not rounded.
 _HALVES = frozenset((ir.DataType.FLOAT16, ir.DataType.BFLOAT16))
 # Inputs that runtimes pack before the first run where they are constant, and multiply by other kernels then, which round
 # otherwise.
@@ -110,6 +110,8 @@ class Folder:
         if not all(v is None or v in self.foldable or _readable(constant_tensor(v)) for v in node.inputs):
             return False
         if node.op_type in ("Cast", "CastLike"):
+            if self.context.dtype(node.outputs[0]) in _HALVES:
+                return False
             tensor = constant_tensor(node.inputs[0])
             size = tensor.nbytes if tensor is not None else self._foreseen(node.inputs[0])
             if self.context.dtype(node.inputs[0]) in _NARROW and (size is None or size > _SMALL):
@@ -128,7 +130,7 @@ class Folder:
         context = self.context
         if node.op_type in _NEVER_ALONE and constant_tensor(node.inputs[0]) is not None:
             return False
-        if node in self.failed or (self.exact and (value.dtype in _HALVES or _becomes_weight(value))):
+        if node in self.failed or (self.exact and _becomes_weight(value)):
             return False
         plan = self._plan(node, value)
         size = self._foreseen(value)

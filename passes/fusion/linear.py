@@ -6,6 +6,7 @@ Reading one refuses where its weight or bias cannot be folded into; nothing is r
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from . import arithmetic
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 DEFAULT_GROWTH = 1 << 16
+_SUFFIX = re.compile(r"(_folded(_\d+)?)+$")
 GROWTH_HELP = "largest weight, in bytes, that is copied because other nodes use it too"
 
 
@@ -118,11 +120,11 @@ class Linear:
         if weight is None:
             weight = self.weight
         elif isinstance(weight, np.ndarray):
-            weight = editor.constant(weight, f"{self.weight.name}_folded")
+            weight = editor.constant(weight, _folded_name(self.weight.name))
         if isinstance(bias, np.ndarray):
             array = arithmetic.rounded(bias, dtype, "the bias")
-            source = self.bias.name if self.bias is not None else f"{self.weight.name}_bias"
-            bias = editor.constant(array, f"{source}_folded")
+            source = self.bias.name if self.bias is not None else f"{_SUFFIX.sub('', self.weight.name or '')}_bias"
+            bias = editor.constant(array, _folded_name(source))
         attributes = dict(self.node.attributes)
         attributes.pop("beta", None)
         op_type, inputs = self.node.op_type, [x, weight]
@@ -143,6 +145,11 @@ class Linear:
         shared = self.weight.is_graph_output() or use_count(self.weight) > 1
         if shared and tensor is not None and tensor.nbytes > limit:
             raise Refuse(f"the weight {self.weight.name!r} has other consumers, and a copy for this one would add {tensor.nbytes} bytes")
+
+
+def _folded_name(name: str | None) -> str:
+    """The name of a weight that was folded into, which says so once however often it was."""
+    return f"{_SUFFIX.sub('', name or '')}_folded"
 
 
 def read(node: ir.Node, context: Context, add: ir.Node | None = None) -> Linear:
