@@ -316,7 +316,12 @@ def test_signals_as_a_process(ok: Path, tmp_path: Path, number: int, code: int) 
     before = files(tmp_path)
     command = [sys.executable, "-m", "graphopt", "run", str(ok), "--plugin", str(tmp_path / "sleeper.py"), "--passes", "sleeper"]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as running:
+
+    def listening() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what it runs in the background deaf to it
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, preexec_fn=listening, **pipes) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "asleep\n"
         running.send_signal(number)
