@@ -1,10 +1,10 @@
 """Pipelines: ordered lists of passes with options; presets are named ones in TOML.
 
     description = "what it is for"
-    rounds = 3                      # the list is run again until nothing changes, at most this often
+    rounds = 3                      # passes are run again until nothing changes, at most this often
 
     [[step]]
-    preset = "clean"                # all steps of another preset
+    preset = "clean"                # another preset, in its own rounds, before what follows
 
     [[step]]
     pass = "fuse-conv-bn"
@@ -17,7 +17,7 @@ import difflib
 import importlib.metadata
 import importlib.resources
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,25 +31,51 @@ DEFAULT_ROUNDS = 1
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Passes that are run in turn, again and again until nothing changes, at most `rounds` times."""
+
+    steps: tuple[Pass, ...]
+    rounds: int
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """An ordered list of configured passes.
 
     Attributes:
         name: the preset's name, or "custom".
-        steps: the passes in order, each configured.
-        rounds: how often the list is run at most; a round in which nothing changes is the last.
+        stages: the passes in order, each configured; a stage is done with before the next begins.
         description: one line.
     """
 
     name: str
-    steps: tuple[Pass, ...]
-    rounds: int = DEFAULT_ROUNDS
+    stages: tuple[Stage, ...]
     description: str = ""
+
+    @classmethod
+    def of(cls, name: str, steps: Sequence[Pass], rounds: int = DEFAULT_ROUNDS) -> Pipeline:
+        """A pipeline of one stage."""
+        return cls(name, (Stage(tuple(steps), rounds),))
+
+    @property
+    def steps(self) -> tuple[Pass, ...]:
+        """The passes of all stages, in order."""
+        return tuple(step for stage in self.stages for step in stage.steps)
+
+    @property
+    def rounds(self) -> int:
+        """The most rounds of any stage."""
+        return max((stage.rounds for stage in self.stages), default=DEFAULT_ROUNDS)
 
     @property
     def effect(self) -> Effect:
         """The strongest effect of its passes."""
         return max((step.effect for step in self.steps), key=lambda e: e.strength, default=Effect.EXACT)
+
+    def mapped(self, change: Callable[[Pass], Pass | None]) -> Pipeline:
+        """The pipeline with each pass changed, or left out where `change` gives None."""
+        stages = (replace(s, steps=tuple(new for step in s.steps if (new := change(step)) is not None)) for s in self.stages)
+        return replace(self, stages=tuple(stages))
 
 
 def preset_names() -> list[str]:
@@ -89,17 +115,23 @@ def build_pipeline(
     Raises:
         OptionError: anything unknown, or options for a pass that the pipeline does not run.
     """
-    pipeline = load_preset(preset, registry) if passes is None else Pipeline("custom", tuple(registry.get(n)() for n in passes))
+    pipeline = load_preset(preset, registry) if passes is None else Pipeline.of("custom", [registry.get(n)() for n in passes])
     for name in skip:
         registry.get(name)
-    steps = [s for s in pipeline.steps if s.name not in skip and (passes is not None or not s.providers or provider in s.providers)]
     for name, values in (options or {}).items():
-        cls = registry.get(name)
-        cls.configure(values)
-        if all(s.name != name for s in steps):
+        registry.get(name).configure(values)
+
+    def chosen(step: Pass) -> Pass | None:
+        if step.name in skip or (passes is None and step.providers and provider not in step.providers):
+            return None
+        values = (options or {}).get(step.name)
+        return step if values is None else step.configure({**_values(step), **values})
+
+    pipeline = pipeline.mapped(chosen)
+    for name in options or {}:
+        if all(step.name != name for step in pipeline.steps):
             raise OptionError(f"options are given for pass {name!r}, which the pipeline ({pipeline.name}) does not run")
-        steps = [cls.configure({**_values(s), **values}) if s.name == name else s for s in steps]
-    return replace(pipeline, steps=tuple(steps))
+    return pipeline
 
 
 def _values(step: Pass) -> dict[str, Any]:
@@ -156,6 +188,7 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
     given = data.get("step", [])
     if not isinstance(given, list) or not all(isinstance(s, dict) for s in given):
         raise OptionError(f"preset {name}: steps are written as [[step]] tables")
+    stages: list[Stage] = []
     steps: list[Pass] = []
     for number, step in enumerate(given, 1):
         where = f"preset {name}, step {number}"
@@ -168,11 +201,14 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
             if "preset" in step:
                 if "options" in step:
                     raise OptionError("options belong to a pass")
-                steps.extend(_load(str(step["preset"]), registry, including).steps)
+                stages += [Stage(tuple(steps), rounds)] if steps else []
+                steps = []
+                stages += _load(str(step["preset"]), registry, including).stages
             else:
                 steps.append(registry.get(str(step["pass"])).configure(step.get("options")))
         except OptionError as error:
             raise OptionError(f"{where}: {error}") from None
-    if not steps:
+    stages += [Stage(tuple(steps), rounds)] if steps else []
+    if not stages:
         raise OptionError(f"preset {name}: has no steps")
-    return Pipeline(Path(name).stem, tuple(steps), rounds, str(data.get("description", "")))
+    return Pipeline(Path(name).stem, tuple(stages), str(data.get("description", "")))

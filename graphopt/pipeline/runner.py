@@ -151,47 +151,67 @@ def run_pipeline(
 
 
 def _run(model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer]) -> Candidate:
-    runs = [PassRun(step.name, step.effect.value) for step in pipeline.steps]
-    applications: list[Application] = []
-    asked = 0
-    context = Context(model.graph)
-    held: list[set[ir.Node]] = [set() for _ in runs]
+    run = _Run(model, pipeline, hold, observers)
     with collector_off():
-        nodes = count_nodes(model.graph)
-        for round_number in range(pipeline.rounds):
-            changed = False
-            if round_number:
-                context.invalidate(shapes=True)  # what the last round changed may have made more shapes known
-            for i, (step, record) in enumerate(zip(pipeline.steps, runs)):
-                if round_number == 0:
-                    record.nodes_before = record.nodes_after = nodes
-                if step.name in hold.passes:
-                    continue
-                for observer in observers:
-                    observer.before(step, i, len(runs))
-                log = ChangeLog(step.name, lambda n, base=asked: hold.allows(base + n), held[i])
-                started = time.perf_counter()
-                context = Context(model.graph, log, context)
-                try:
-                    step.run(context)
-                except Exception as error:
-                    raise PassFailed(step.name, error) from error
-                record.seconds += time.perf_counter() - started
-                applications.extend(Application(asked + n, step.name, label) for n, label in log.numbered)
-                asked += log.asked
-                if log.applied:
-                    changed = True
-                    record.status = "kept"
-                    record.applied += log.applied
-                    before, nodes = nodes, count_nodes(model.graph)
-                    record.nodes_after += nodes - before
-                record.refused = log.refusals
-                record.notes = log.notes or record.notes  # what holds after the last round
-                for observer in observers:
-                    observer.after(step, record, model)
-            if not changed:
-                break
-    return Candidate(model, runs, applications, hold, [*model.notes, *dict.fromkeys(context.notes)])
+        first = 0
+        for stage in pipeline.stages:
+            places = range(first, first + len(stage.steps))
+            first += len(stage.steps)
+            for _ in range(stage.rounds):
+                changed = [run.step(i) for i in places]  # all of them, whatever the first did
+                if not any(changed):
+                    break
+                run.context.invalidate(shapes=True)  # what the round changed may have made more shapes known
+    return Candidate(model, run.records, run.applications, hold, [*model.notes, *dict.fromkeys(run.context.notes)])
+
+
+class _Run:
+    """One pass over the pipeline, as far as it has come."""
+
+    def __init__(self, model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer]) -> None:
+        self.model = model
+        self.steps = pipeline.steps
+        self.hold = hold
+        self.observers = observers
+        self.records = [PassRun(step.name, step.effect.value) for step in self.steps]
+        self.applications: list[Application] = []
+        self.context = Context(model.graph)
+        self.held: list[set[ir.Node]] = [set() for _ in self.steps]
+        self.seen = [False] * len(self.steps)
+        self.asked = 0
+        self.nodes = count_nodes(model.graph)
+
+    def step(self, i: int) -> bool:
+        """Run one pass; whether it changed anything."""
+        step, record = self.steps[i], self.records[i]
+        if not self.seen[i]:
+            self.seen[i] = True
+            record.nodes_before = record.nodes_after = self.nodes
+        if step.name in self.hold.passes:
+            return False
+        for observer in self.observers:
+            observer.before(step, i, len(self.steps))
+        base = self.asked
+        log = ChangeLog(step.name, lambda number: self.hold.allows(base + number), self.held[i])
+        started = time.perf_counter()
+        self.context = Context(self.model.graph, log, self.context)
+        try:
+            step.run(self.context)
+        except Exception as error:
+            raise PassFailed(step.name, error) from error
+        record.seconds += time.perf_counter() - started
+        self.applications.extend(Application(base + number, step.name, label) for number, label in log.numbered)
+        self.asked += log.asked
+        if log.applied:
+            record.status = "kept"
+            record.applied += log.applied
+            before, self.nodes = self.nodes, count_nodes(self.model.graph)
+            record.nodes_after += self.nodes - before
+        record.refused = log.refusals
+        record.notes = log.notes or record.notes  # what holds after the last round
+        for observer in self.observers:
+            observer.after(step, record, self.model)
+        return bool(log.applied)
 
 
 def _one_line(error: Exception) -> str:

@@ -268,16 +268,25 @@ def _subgraphs(node: ir.Node) -> list[ir.Graph]:
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
+def _within(graph: ir.Graph) -> list[ir.Graph]:
+    """A graph and those nested in it; a graph that is a parameter of a function is not known here."""
+    found = [graph]
+    for inner in found:  # grows as it is walked
+        found.extend(g for node in inner for g in _subgraphs(node))
+    return found
+
+
 def _captures(graph: ir.Graph) -> list[ir.Value]:
     """Values from outside that the nodes of a subgraph consume."""
-    inside = {graph, *graph.subgraphs()}
-    return [v for n in graph.all_nodes() for v in n.inputs if v is not None and v.graph not in inside]
+    graphs = _within(graph)
+    inside = set(graphs)
+    return [v for g in graphs for n in g for v in n.inputs if v is not None and v.graph not in inside]
 
 
 def _release(graph: ir.Graph, context: Context) -> None:
     """Let the nodes of a subgraph that goes away let go of what they consume."""
-    for inner in (graph, *graph.subgraphs()):
+    for inner in _within(graph):
         context.index.scopes.pop(inner, None)
-    for node in list(graph.all_nodes()):
-        context.index.drop(node)
-        release_inputs(node)
+        for node in list(inner):
+            context.index.drop(node)
+            release_inputs(node)

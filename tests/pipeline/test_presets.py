@@ -47,6 +47,15 @@ def test_options_from_the_command_line_go_over_those_of_the_preset(registry: Reg
     assert pipeline.rounds == 2
 
 
+def test_an_included_preset_keeps_its_rounds(registry: Registry, tmp_path: Path) -> None:
+    text = "[[step]]\npass = 'neg-to-relu'\n[[step]]\npreset = 'clean'\n[[step]]\npass = 'slow-down'\n"
+    pipeline = load_preset(write(tmp_path, text), registry)
+    clean = load_preset("clean", registry)
+    assert [s.rounds for s in pipeline.stages] == [1, clean.rounds, 1]
+    assert pipeline.stages[1].steps == clean.steps
+    assert [s.name for s in pipeline.steps] == ["neg-to-relu", *(s.name for s in clean.steps), "slow-down"]
+
+
 def test_skip_and_passes(registry: Registry) -> None:
     full = build_pipeline(registry, preset="clean")
     less = build_pipeline(registry, preset="clean", skip=["eliminate-identity"])

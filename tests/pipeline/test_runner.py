@@ -5,7 +5,7 @@ import pytest
 
 from graphopt.model import Model
 from graphopt.pipeline.bisect import without_culprits
-from graphopt.pipeline.presets import Pipeline
+from graphopt.pipeline.presets import Pipeline, Stage
 from graphopt.pipeline.runner import Candidate, Hold, run_pipeline
 from tests.pipeline.faulty import NegToRelu, RaiseHalfway
 from tests.support import REGISTRY, model, node
@@ -21,7 +21,7 @@ def negs(names: list[str]) -> Model:
 
 
 def pipeline(*steps, rounds: int = 1) -> Pipeline:
-    return Pipeline("test", tuple(steps), rounds)
+    return Pipeline.of("test", steps, rounds)
 
 
 def counts(candidate: Candidate) -> dict[str, int]:
@@ -50,6 +50,14 @@ def test_records() -> None:
 def test_rounds_end_when_nothing_changes() -> None:
     candidate = run_pipeline(negs(["a"]).fresh, pipeline(NegToRelu(), IDENTITY, rounds=5))
     assert [r.applied for r in candidate.runs] == [1, 1]
+
+
+def test_a_stage_is_done_with_before_the_next_begins() -> None:
+    stages = (Stage((NegToRelu(), IDENTITY), 3), Stage((IDENTITY,), 1))
+    candidate = run_pipeline(negs(["a", "b"]).fresh, Pipeline("test", stages))
+    assert [(r.name, r.applied, r.nodes_before) for r in candidate.runs] == [
+        ("neg-to-relu", 2, 4), ("eliminate-identity", 1, 4), ("eliminate-identity", 0, 3),
+    ]
 
 
 def test_a_pass_that_raises_is_left_out_and_reported() -> None:
