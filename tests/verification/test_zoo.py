@@ -8,15 +8,9 @@ import pytest
 
 from graphopt.verification import Reference, synthesize, verify
 from graphopt.verification.perturb import inline, load
-
-FOLDER = Path.home() / ".cache" / "graphopt" / "zoo"
-MODELS = sorted(FOLDER.rglob("*.onnx"))
+from models.zoo import MODELS, fetch
 
 pytestmark = pytest.mark.zoo
-
-
-def test_the_zoo_is_there():
-    assert MODELS, f"no models in {FOLDER}: fetch the zoo first"
 
 
 def faulty(path: Path) -> bytes | None:
@@ -33,8 +27,9 @@ def faulty(path: Path) -> bytes | None:
     return inline(model)
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
-def test_a_public_model(path):
+@pytest.mark.parametrize("name", MODELS)
+def test_a_public_model(name):
+    path = fetch(name)
     model = ir.load(path)
     reference = Reference(path)
     made = synthesize(model, reference.run)
