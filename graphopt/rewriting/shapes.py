@@ -20,6 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.model import DECLARED, INFERRED
 from graphopt.rewriting import shape_algebra, shape_values
 from graphopt.rewriting.constants import constant_tensor
 from graphopt.rewriting.shape_library import library_context, symbol_names
@@ -27,11 +28,6 @@ from graphopt.rewriting.shape_rules import RULES
 from graphopt.rewriting.shape_values import LIMIT, TYPES, Element
 
 Dim: TypeAlias = int | str
-
-INFERRED = "graphopt.inferred"
-"""Mark in `Value.meta`: type and shape were inferred, so saving leaves them out."""
-DECLARED = "graphopt.declared"
-"""In `Value.meta`: the (type, shape) that the file declared; saving writes these."""
 
 _PLACEHOLDERS = ("", "?", "None", "unknown", "dynamic", "-1")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
