@@ -85,7 +85,7 @@ class _Run:
             if request.verify != "off":
                 with self._stage("verify", "finding samples"):
                     self._find_samples()
-            candidate = self._build()
+            candidate = self.build()
             if request.verify != "off" and self.samples:
                 with self._stage("verify", "verifying"):
                     candidate = self._verified(candidate)
@@ -108,7 +108,8 @@ class _Run:
         first, self._first = self._first, None
         return first if first is not None else self.loaded.fresh()
 
-    def _build(self, hold: Any = None) -> Candidate:
+    def build(self, hold: Any = None) -> Candidate:
+        """A candidate: the pipeline run over a fresh copy of the model, with something held back."""
         from graphopt.pipeline.runner import run_pipeline
 
         with self._stage("passes", "running passes") as stage:
@@ -189,7 +190,7 @@ class _Run:
             ends = _pass_ends(candidate)
             bad = None
             for end in ends[tested:-1]:
-                prefix = self._build(replace(candidate.hold, limit=end))
+                prefix = self.build(replace(candidate.hold, limit=end))
                 reason, _ = self._compare(prefix, final=False)
                 if reason is not None:
                     bad = prefix, reason
@@ -198,7 +199,7 @@ class _Run:
             if bad is None:
                 return candidate
             held = self._without_culprits(*bad).hold
-            candidate = self._build(replace(held, limit=None))
+            candidate = self.build(replace(held, limit=None))
 
     def _without_culprits(self, candidate: Candidate, reason: str) -> Candidate:
         from graphopt.pipeline.bisect import without_culprits
@@ -206,7 +207,7 @@ class _Run:
         def test(trial: Candidate) -> str | None:
             return self._compare(trial, final=False)[0]
 
-        search = without_culprits(self._build, test, candidate, reason)
+        search = without_culprits(self.build, test, candidate, reason)
         _, self.verification = self._compare(search.candidate)
         for culprit in search.culprits:
             self.culprits.append(("different", culprit))
@@ -225,7 +226,7 @@ class _Run:
             if culprit.label is None:
                 continue
             folder = write_reproducer(
-                culprit, failing, self._build, self.samples, self.request.destination, threads=self.request.threads
+                culprit, failing, self.build, self.samples, self.request.destination, threads=self.request.threads
             )
             if folder is not None:
                 self.notes.append(f"a reproducer of the fault of {culprit.pass_name} is in {folder}")
@@ -264,10 +265,6 @@ class _Run:
             )
         finally:
             shutil.rmtree(path.parent, ignore_errors=True)
-
-    def build(self, hold: Any) -> Candidate:
-        """A candidate with something held back."""
-        return self._build(hold)
 
     # --- quality and report -------------------------------------------------------------------------------------
 
