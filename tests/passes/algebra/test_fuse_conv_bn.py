@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.passes.conv_bn import NAME, bn, conv_bn, params, refused
+from tests.passes.algebra.conv_bn import NAME, bn, conv_bn, params, refused
 from tests.support import array, assert_same, model, node, ops, run_pass
 
 # --- what folds ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.passes.noops import SIGNED, check
+from tests.passes.cleanup.noops import SIGNED, check
 from tests.support import array, assert_same, model, node, ops, run_pass
 
 ARITHMETIC = "eliminate-noop-arithmetic"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from tests.passes.noops import check
+from tests.passes.cleanup.noops import check
 from tests.support import array, assert_same, model, node, ops, reasons, run_pass
 
 # --- shapes -----------------------------------------------------------------------------------------------------------

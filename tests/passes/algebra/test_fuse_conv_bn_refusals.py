@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.passes.conv_bn import NAME, bn, conv_bn, params, refused
-from tests.passes.test_fuse_conv_bn import branch
+from tests.passes.algebra.conv_bn import NAME, bn, conv_bn, params, refused
+from tests.passes.algebra.test_fuse_conv_bn import branch
 from tests.support import array, assert_same, model, node, ops, run_pass
 
 # --- shared weights -----------------------------------------------------------------------------------------------
