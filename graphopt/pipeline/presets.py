@@ -5,6 +5,7 @@
 
     [[step]]
     preset = "clean"                # another preset, in its own rounds, before what follows
+    skip = ["prune-dead-nodes"]     # passes of it that are left out
 
     [[step]]
     pass = "fuse-conv-bn"
@@ -192,9 +193,9 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
     steps: list[Pass] = []
     for number, step in enumerate(given, 1):
         where = f"preset {name}, step {number}"
-        extra = sorted(set(step) - {"pass", "preset", "options"})
+        extra = sorted(set(step) - {"pass", "preset", "options", "skip"})
         if extra:
-            raise OptionError(f"{where}: unknown key {extra[0]!r} (known: pass, preset, options)")
+            raise OptionError(f"{where}: unknown key {extra[0]!r} (known: pass, preset, options, skip)")
         if ("pass" in step) == ("preset" in step):
             raise OptionError(f"{where}: needs either pass = \"...\" or preset = \"...\"")
         try:
@@ -203,8 +204,10 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
                     raise OptionError("options belong to a pass")
                 stages += [Stage(tuple(steps), rounds)] if steps else []
                 steps = []
-                stages += _load(str(step["preset"]), registry, including).stages
+                stages += _without(_load(str(step["preset"]), registry, including), step.get("skip", [])).stages
             else:
+                if "skip" in step:
+                    raise OptionError("skip belongs to a preset")
                 steps.append(registry.get(str(step["pass"])).configure(step.get("options")))
         except OptionError as error:
             raise OptionError(f"{where}: {error}") from None
@@ -212,3 +215,12 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
     if not stages:
         raise OptionError(f"preset {name}: has no steps")
     return Pipeline(Path(name).stem, tuple(stages), str(data.get("description", "")))
+
+
+def _without(pipeline: Pipeline, names: Any) -> Pipeline:
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise OptionError("skip is a list of names of passes")
+    for name in names:
+        if all(step.name != name for step in pipeline.steps):
+            raise OptionError(f"skip names {name!r}, which preset {pipeline.name} does not run")
+    return pipeline.mapped(lambda step: None if step.name in names else step)

@@ -26,7 +26,7 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def test_installed_presets_load(registry: Registry) -> None:
-    assert {"clean", "default", "weights-int8"} <= set(preset_names())
+    assert {"clean", "default", "ort", "weights-int8"} <= set(preset_names())
     for name in preset_names():
         assert load_preset(name, registry).steps
     assert load_preset("clean", registry).effect is Effect.EXACT
@@ -56,6 +56,13 @@ def test_an_included_preset_keeps_its_rounds(registry: Registry, tmp_path: Path)
     assert [s.name for s in pipeline.steps] == ["neg-to-relu", *(s.name for s in clean.steps), "slow-down"]
 
 
+def test_passes_of_an_included_preset_that_are_left_out(registry: Registry, tmp_path: Path) -> None:
+    pipeline = load_preset(write(tmp_path, "[[step]]\npreset = 'clean'\nskip = ['eliminate-identity', 'merge-casts']\n"), registry)
+    clean = load_preset("clean", registry)
+    assert [s.name for s in pipeline.steps] == [s.name for s in clean.steps if s.name not in ("eliminate-identity", "merge-casts")]
+    assert pipeline.rounds == clean.rounds
+
+
 def test_skip_and_passes(registry: Registry) -> None:
     full = build_pipeline(registry, preset="clean")
     less = build_pipeline(registry, preset="clean", skip=["eliminate-identity"])
@@ -81,6 +88,9 @@ def test_skip_and_passes(registry: Registry) -> None:
         ("[[step]]\npass = 'slow-down'\noptions = { many = 1 }\n", "has no option 'many'"),
         ("[[step]]\npreset = 'nope'\n", "unknown preset 'nope'"),
         ("[[step]]\npreset = 'clean'\noptions = { a = 1 }\n", "options belong to a pass"),
+        ("[[step]]\npass = 'neg-to-relu'\nskip = ['neg-to-relu']\n", "skip belongs to a preset"),
+        ("[[step]]\npreset = 'clean'\nskip = 'merge-casts'\n", "skip is a list of names"),
+        ("[[step]]\npreset = 'clean'\nskip = ['neg-to-relu']\n", "skip names 'neg-to-relu', which preset clean does not run"),
     ],
 )
 def test_bad_presets(registry: Registry, tmp_path: Path, text: str, message: str) -> None:
