@@ -2,6 +2,7 @@
 #   make run        optimizes the trained model that the repository ships, and prints the report
 #   make test       runs the tests
 #   make test-marked  runs those that take long or fetch public models
+#   make peers      sets up the other optimizers that `python -m benchmarks.peers` compares with
 # The first call sets .venv up; later ones only when pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST  := $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: run test test-marked lint clean
+.PHONY: run test test-marked peers lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -25,6 +26,8 @@ test: $(VENV)/.installed-dev
 
 test-marked: $(VENV)/.installed-dev
 	$(PYTEST) -m "slow or zoo" $(ARGS)
+
+peers: build/peers/.installed
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -47,4 +50,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing $(TORCH) and the tools of the tests into $(VENV) (once; this takes some minutes)"
 	@$(INSTALL) $(TORCH)
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+build/peers/.installed: benchmarks/peers/requirements.txt
+	@echo "installing the tools to compare with into build/peers (once; this takes some minutes)"
+	@$(PYTHON) -m venv build/peers
+	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -19,6 +19,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"batch": 2, "seq": 12, "height": 64, "width": 96},
     "medium": {"batch": 1, "seq": 48, "height": 160, "width": 128},
     "large": {"batch": 4, "seq": 128, "height": 224, "width": 224},
+    "single": {"batch": 1, "seq": 128, "height": 224, "width": 224},
 }
 
 
