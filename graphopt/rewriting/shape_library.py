@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -69,3 +70,21 @@ def symbol_names(model: ir.Model) -> Iterator[str]:
     for value in model.graph.inputs:
         if value.shape is not None:
             yield from (d.value for d in value.shape.dims if not isinstance(d, int) and d.value)
+
+
+def one_type(node: ir.Node, index: int, version: int) -> ir.DataType | None:
+    """The element type of output number `index` where the definition of the operator leaves no choice (of tensors)."""
+    return _one_type(node.domain, node.op_type, index, version)
+
+
+@functools.cache
+def _one_type(domain: str, op_type: str, index: int, version: int) -> ir.DataType | None:
+    import onnx
+
+    try:
+        outputs = onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain).outputs
+    except onnx.defs.SchemaError:
+        return None
+    types = outputs[index].types if index < len(outputs) else ()
+    name = next(iter(types)) if len(types) == 1 else ""
+    return ir.DataType[name[7:-1].upper()] if name.startswith("tensor(") else None

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from graphopt.model import DECLARED, INFERRED
 from graphopt.rewriting import shape_algebra, shape_values
 from graphopt.rewriting.constants import constant_tensor
-from graphopt.rewriting.shape_library import library_context, symbol_names
+from graphopt.rewriting.shape_library import library_context, one_type, symbol_names
 from graphopt.rewriting.shape_rules import RULES
 from graphopt.rewriting.shape_values import LIMIT, TYPES, Element
 
@@ -33,6 +33,7 @@ _PLACEHOLDERS = ("", "?", "None", "unknown", "dynamic", "-1")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 # Operators of the runtime's own domain whose functions in the library were checked.
 _CONTRIB = frozenset(("BiasGelu", "DynamicQuantizeLSTM", "FastGelu", "Gelu", "QuickGelu"))
+_SAME_SHAPE = frozenset(("Imputer", "Normalizer", "Scaler"))
 _WHOLE = frozenset((ir.DataType.INT64, ir.DataType.INT32))
 
 
@@ -278,6 +279,11 @@ class ShapeAnalysis:
             self._infer_if(node)
         elif node.domain in _DOMAINS or (node.domain == "com.microsoft" and node.op_type in _CONTRIB):
             self.by_library(node)
+            for i, value in enumerate(node.outputs):
+                if value.type is None and node.domain in _DOMAINS and (dtype := one_type(node, i, self.version(node))) is not None:
+                    value.type = ir.TensorType(dtype)
+            if node.domain == "ai.onnx.ml" and node.op_type in _SAME_SHAPE:
+                node.outputs[0].shape = node.inputs[0].shape
             if node.op_type in ("Loop", "Scan"):
                 for value in node.outputs:
                     value.shape = None

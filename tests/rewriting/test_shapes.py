@@ -291,3 +291,14 @@ def test_expressions_can_be_read_back() -> None:
         [node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2])], {"x": ["n", 3, "h"]}, {"y": None}, {"w": array(4, 3, 3)},
     )
     holds(before, {"x": array(1, 3, 7)}, {"x": array(1, 3, 8)})
+
+
+def test_operators_of_one_type_have_it() -> None:
+    nodes = [
+        helper.make_node("Scaler", ["x"], ["a"], domain="ai.onnx.ml", offset=[1.0], scale=[2.0]),
+        helper.make_node("Normalizer", ["a"], ["b"], domain="ai.onnx.ml"),
+    ]
+    before = model(nodes, {"x": ["n", 3]}, {"b": ["n", 3]}, opsets={"ai.onnx.ml": 3}, types={"x": TensorProto.INT64})
+    context, values = holds(before, {"x": np.ones((4, 3), np.int64)})
+    assert context.dims(values["a"]) == context.dims(values["b"]) == ("n", 3)
+    assert values["a"].dtype is ir.DataType.FLOAT and values["b"].dtype is ir.DataType.FLOAT
