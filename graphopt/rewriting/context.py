@@ -135,6 +135,14 @@ class Context:
         wanted = node.domain if domain is None else domain
         return self.scope(node).opsets.get("" if wanted in ONNX_DOMAINS else wanted, 0)
 
+    def import_domain(self, node: ir.Node, domain: str) -> None:
+        """Let the model, or the function that `node` stands in, import a domain, at version 1 where it does not yet."""
+        scope = self.scope(node)
+        if domain in ONNX_DOMAINS or domain in scope.opsets:
+            return
+        scope.opsets[domain] = 1  # one dict for a graph and all that are nested in it
+        (self.model if scope.function is None else scope.function).opset_imports[domain] = 1
+
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """The inferred shape of a value: an int or a symbolic expression (str) a dimension; None: rank unknown."""
         tensor = constant_tensor(value)

@@ -70,6 +70,8 @@ class Editor:
     ) -> Any:
         """Make a node; returns its output value, or the list of them where `outputs` is not 1.
 
+        A `domain` that the model does not import yet is imported, at version 1.
+
         `attributes`: name to plain value, tensor or `ir.Attr`; None values are left out. `like`: a value whose type
         and shape the first output takes (else they are inferred).
         """
@@ -138,6 +140,7 @@ class Editor:
         if self.created:
             graph.insert_before(root, self.created)
             for node in self.created:
+                self.context.import_domain(root, node.domain)
                 index.add(node)
                 if shapes is not None and (node.outputs[0].shape is None or len(node.outputs) > 1):
                     shapes.infer(node)

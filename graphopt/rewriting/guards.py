@@ -7,13 +7,14 @@ from collections.abc import Container
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting.base import Refuse
+from graphopt.rewriting.base import Refuse, node_label
 from graphopt.rewriting.constants import constant_tensor
-from graphopt.rewriting.uses import is_used, use_count
+from graphopt.rewriting.uses import is_used, some_consumers, use_count
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _FEW = 8  # consumers that are looked at for a better reason; looking at all, for each of them, would be quadratic
+_SHOWN = 3  # consumers that a reason names
 
 
 def require(condition: bool, reason: str) -> None:
@@ -51,7 +52,16 @@ def only_consumer(value: ir.Value, what: str, consumer: ir.Node) -> None:
     if count <= _FEW and any(usage.node.graph is not consumer.graph for usage in value.uses()):
         raise Refuse(f"{what} {value.name!r} is captured by a subgraph")
     if count != 1:
-        raise Refuse(f"{what} {value.name!r} has {count} consumers")
+        raise Refuse(f"{what} {value.name!r} has {count} consumers{_named(value, count)}")
+
+
+def _named(value: ir.Value, count: int) -> str:
+    """The first few consumers by name, for a reason."""
+    if not count:
+        return ""
+    shown = dict.fromkeys(node_label(n) for n in some_consumers(value, _SHOWN))  # one may consume it twice
+    rest = count - _SHOWN
+    return ": " + ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def unused_outputs(node: ir.Node, first: int = 1) -> None:

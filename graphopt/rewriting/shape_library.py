@@ -38,7 +38,9 @@ def library_context(model: ir.Model, analysis: ShapeAnalysis):
             self._local = {(d, n) for d, n, _ in model.functions}
 
         def function_for(self, node: ir.Node):
-            key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+            return self.function_of("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+
+        def function_of(self, *key: str):
             if key not in self._functions:
                 found = None if key in self._local else registry.get(*key, version=self._versions.get(key[0], 1))
                 self._functions[key] = found

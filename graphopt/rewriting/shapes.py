@@ -23,6 +23,7 @@ import onnx_ir as ir
 from graphopt.model import DECLARED, INFERRED
 from graphopt.rewriting import shape_algebra, shape_values
 from graphopt.rewriting.constants import constant_tensor
+from graphopt.rewriting.shape_contrib import CONTRIB
 from graphopt.rewriting.shape_library import library_context, one_type, symbol_names
 from graphopt.rewriting.shape_rules import RULES
 from graphopt.rewriting.shape_values import LIMIT, TYPES, Element
@@ -31,8 +32,6 @@ Dim: TypeAlias = int | str
 
 _PLACEHOLDERS = ("", "?", "None", "unknown", "dynamic", "-1")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-# Operators of the runtime's own domain whose functions in the library were checked.
-_CONTRIB = frozenset(("BiasGelu", "DynamicQuantizeLSTM", "FastGelu", "Gelu", "QuickGelu"))
 _SAME_SHAPE = frozenset(("Imputer", "Normalizer", "Scaler"))
 _WHOLE = frozenset((ir.DataType.INT64, ir.DataType.INT32))
 
@@ -158,9 +157,9 @@ class ShapeAnalysis:
         """The opset version in force for the domain of a node."""
         return self._versions.get("" if node.domain == "ai.onnx" else node.domain, 1)
 
-    def by_library(self, node: ir.Node) -> None:
-        """Let the library's function infer the outputs of a node; nothing where it has none."""
-        function = self._library.function_for(node)
+    def by_library(self, node: ir.Node, like: str | None = None) -> None:
+        """Let the library's function infer the outputs of a node, or that of the ONNX operator `like`; nothing where it has none."""
+        function = self._library.function_for(node) if like is None else self._library.function_of("", like)
         if function is not None:
             function(self._library, node)
 
@@ -273,14 +272,16 @@ class ShapeAnalysis:
 
     def _apply(self, node: ir.Node) -> None:
         rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if node.domain == "com.microsoft":
+            rule = CONTRIB.get(node.op_type)
         if rule is not None:
             rule(self, node)
         elif node.op_type == "If":
             self._infer_if(node)
-        elif node.domain in _DOMAINS or (node.domain == "com.microsoft" and node.op_type in _CONTRIB):
+        elif node.domain in _DOMAINS:
             self.by_library(node)
             for i, value in enumerate(node.outputs):
-                if value.type is None and node.domain in _DOMAINS and (dtype := one_type(node, i, self.version(node))) is not None:
+                if value.type is None and (dtype := one_type(node, i, self.version(node))) is not None:
                     value.type = ir.TensorType(dtype)
             if node.domain == "ai.onnx.ml" and node.op_type in _SAME_SHAPE:
                 node.outputs[0].shape = node.inputs[0].shape

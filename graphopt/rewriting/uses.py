@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import onnx_ir as ir
 
 
 def use_count(value: ir.Value) -> int:
     """How often nodes consume a value: in its graph, and in subgraphs that capture it."""
     return len(value._uses)  # the container behind uses(), which copies it
+
+
+def some_consumers(value: ir.Value, limit: int) -> list[ir.Node]:
+    """The consumers of the first `limit` uses of a value, without a look at the others."""
+    return [usage.node for usage in islice(value._uses, limit)]
 
 
 def is_used(value: ir.Value) -> bool:

@@ -215,3 +215,26 @@ def test_a_node_of_many_inputs_goes_in_linear_time() -> None:
     assert len(remove_unused([joined], Context(graph, ChangeLog("")))) == 20_001
     assert kinds(graph) == ["Relu"] and len(x.uses()) == 1
     assert time.process_time() - started < 5
+
+
+def _into_contrib():
+    def replace(match, editor):
+        like = match.root.outputs[0]
+        editor.replace(like, editor.node("Gelu", [match["x"]], domain="com.microsoft", like=like))
+
+    return rewrite((op("Gelu", var("x")),), replace)
+
+
+def test_the_domain_of_a_new_operator_is_imported() -> None:
+    graph = load(model([node("Gelu", ["x"], ["y"])], {"x": [3]}, ["y"], opset=20, ir_version=9))
+    log = run(_into_contrib(), graph)
+    assert log.applied == 1 and graph.opset_imports == {"": 20, "com.microsoft": 1}
+
+
+def test_the_domain_of_a_new_operator_in_a_function() -> None:
+    function = helper.make_function("local", "f", ["a"], ["b"], [node("Gelu", ["a"], ["b"])], [helper.make_opsetid("", 20)])
+    call = node("f", ["x"], ["y"], domain="local")
+    graph = load(model([call], {"x": [3]}, {"y": [3]}, functions=[function], opsets={"local": 1}, opset=20, ir_version=9))
+    log = run(_into_contrib(), graph)
+    assert log.applied == 1 and "com.microsoft" not in graph.opset_imports
+    assert next(iter(graph.functions.values())).opset_imports == {"": 20, "com.microsoft": 1}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
@@ -57,10 +58,27 @@ def refusal(function, *arguments) -> str:
 
 def test_only_consumer(values) -> None:
     guards.only_consumer(values["once"], "the value", values["sum"].producer())
-    assert "2 consumers" in refusal(guards.only_consumer, values["twice"], "the value", values["y"].producer())
+    twice = refusal(guards.only_consumer, values["twice"], "the value", values["y"].producer())
+    assert twice == "the value 'twice' has 2 consumers: y"  # one node that takes it twice
     assert "graph output" in refusal(guards.only_consumer, values["out"], "the value", values["y"].producer())
     assert "captured by a subgraph" in refusal(guards.only_consumer, values["captured"], "the value", values["y"].producer())
-    assert "0 consumers" in refusal(guards.only_consumer, values["unused"], "the value", values["y"].producer())
+    unused = refusal(guards.only_consumer, values["unused"], "the value", values["y"].producer())
+    assert unused == "the value 'unused' has 0 consumers"
+
+
+@pytest.mark.parametrize(
+    "count, named", [(2, "2 consumers: n0, n1"), (3, "3 consumers: n0, n1, n2"), (9000, "9000 consumers: n0, n1, n2 and 8997 more")]
+)
+def test_consumers_are_named(count, named) -> None:
+    value = ir.Value(name="v")
+    nodes = [ir.Node("", "Neg", [value], name=f"n{i}") for i in range(count)]
+    assert refusal(guards.only_consumer, value, "the value", nodes[0]) == f"the value 'v' has {named}"
+
+
+def test_consumers_without_a_name() -> None:
+    value = ir.Value(name="v")
+    nodes = [ir.Node("", "Neg", [value], outputs=[ir.Value(name=f"o{i}")]) for i in range(2)]
+    assert refusal(guards.only_consumer, value, "the value", nodes[0]).endswith("2 consumers: Neg(o0), Neg(o1)")
 
 
 def test_constants(values) -> None:
