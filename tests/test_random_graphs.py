@@ -1,110 +1,19 @@
-"""Random graphs through the default preset, compared with ONNX Runtime without its optimizations."""
+"""Random graphs through the presets, compared with ONNX Runtime without its optimizations; `python -m tests.fuzz` runs for longer."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import onnx
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import pytest
 
-from graphopt.formats import load_model, save_model
-from graphopt.pipeline.presets import load_preset
-from graphopt.pipeline.runner import run_pipeline
-from tests.support import REGISTRY, array, assert_same, model, node
+from tests.fuzz import check
+from tests.fuzz.__main__ import run
+from tests.support import array, assert_same, model, node
 
-CHANNELS = 4
-UNARY = ("Relu", "Neg", "Identity", "Sigmoid", "Abs", "Tanh", "Dropout", "Transpose2", "Reshape", "Cast", "Pad0", "Slice", "Clip")
-BINARY = ("Add", "Mul", "Sub", "Max")
-
-
-class Builder:
-    """Draws a graph over values of shape [batch, 4, h, w]; every value may be consumed again or become an output."""
-
-    def __init__(self, draw) -> None:
-        self.draw = draw
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: dict[str, np.ndarray] = {}
-        self.values = ["x"]
-        self.count = 0
-
-    def fresh(self) -> str:
-        self.count += 1
-        return f"v{self.count}"
-
-    def weight(self, data: np.ndarray, shared: bool = True) -> str:
-        """A new initializer, or one of the same shape that is there already: weights are shared at times."""
-        same = [n for n, w in self.weights.items() if w.shape == data.shape and w.dtype == data.dtype == np.float32 and "v" not in n]
-        if shared and same and self.draw(st.integers(0, 3)) == 0:
-            return self.draw(st.sampled_from(same))
-        if not shared:
-            name = f"v{len(self.weights)}w"  # never handed out again
-            self.weights[name] = data
-            return name
-        name = f"w{len(self.weights)}"
-        self.weights[name] = data
-        return name
-
-    def add(self, op_type: str, inputs: list[str], **attributes) -> str:
-        name = self.fresh()
-        self.nodes.append(node(op_type, inputs, [name], **attributes))
-        return name
-
-    def step(self) -> None:
-        draw, seed = self.draw, self.draw(st.integers(0, 99))
-        x = draw(st.sampled_from(self.values[-4:]))
-        kind = draw(st.sampled_from(("Conv", "BatchNormalization", "Affine", "Unary", "Unary", "Binary", "Shape")))
-        if kind == "Conv":
-            groups = draw(st.sampled_from((1, 2, 4)))
-            size = draw(st.sampled_from((1, 3)))
-            inputs = [x, self.weight(array(CHANNELS, CHANNELS // groups, size, size, seed=seed) * 0.3)]
-            bias = draw(st.integers(0, 2))
-            if bias:
-                inputs.append("" if bias == 1 else self.weight(array(CHANNELS, seed=seed)))
-            self.values.append(self.add("Conv", inputs, group=groups, pads=[size // 2] * 4))
-        elif kind == "BatchNormalization":
-            parameters = [self.weight(array(CHANNELS, seed=seed + i)) for i in range(3)]
-            parameters.append(self.weight(array(CHANNELS, seed=seed, low=0.5), shared=False))
-            self.values.append(self.add("BatchNormalization", [x, *parameters]))
-        elif kind == "Affine":
-            shape = draw(st.sampled_from(((), (1,), (CHANNELS, 1, 1), (1, CHANNELS, 1, 1))))
-            value = np.float32(draw(st.sampled_from((0.0, 1.0, 1.000009, -0.5, 2.0)))) * np.ones(shape, np.float32)
-            self.values.append(self.add(draw(st.sampled_from(("Add", "Mul", "Sub"))), [x, self.weight(value)]))
-        elif kind == "Binary":
-            self.values.append(self.add(draw(st.sampled_from(BINARY)), [x, draw(st.sampled_from(self.values))]))
-        elif kind == "Shape":
-            shape = self.add("Shape", [x])
-            self.values.append(self.add("Reshape", [x, shape]))
-        else:
-            self.values.append(self.unary(draw(st.sampled_from(UNARY)), x))
-
-    def unary(self, kind: str, x: str) -> str:
-        if kind == "Transpose2":
-            return self.add("Transpose", [self.add("Transpose", [x], perm=[0, 2, 3, 1])], perm=[0, 3, 1, 2])
-        if kind == "Reshape":
-            return self.add("Reshape", [x, self.weight(np.asarray([0, CHANNELS, 6, -1]))])
-        if kind == "Cast":
-            return self.add("Cast", [x], to=onnx.TensorProto.FLOAT)
-        if kind == "Pad0":
-            return self.add("Pad", [x, self.weight(np.zeros(8, np.int64))])
-        if kind == "Slice":
-            limits = [self.weight(np.asarray(v)) for v in ([0], [np.iinfo(np.int64).max], [1])]
-            return self.add("Slice", [x, *limits])
-        if kind == "Clip":
-            return self.add("Clip", [x, self.weight(np.float32(-1.0)), self.weight(np.float32(0.5))])
-        return self.add(kind, [x])
-
-
-@st.composite
-def graphs(draw) -> onnx.ModelProto:
-    builder = Builder(draw)
-    for _ in range(draw(st.integers(1, 14))):
-        builder.step()
-    outputs = draw(st.lists(st.sampled_from(builder.values[1:]), min_size=1, max_size=3, unique=True))
-    batch = draw(st.sampled_from((2, "batch")))
-    shape = [batch, CHANNELS, 6, 6]  # every value has it
-    return model(builder.nodes, {"x": shape}, dict.fromkeys(outputs, shape), builder.weights, ir_version=draw(st.sampled_from((7, 8, 9))))
+PRESETS = ("clean", "default", "ort")
 
 
 def branches() -> onnx.ModelProto:
@@ -127,26 +36,39 @@ def branches() -> onnx.ModelProto:
     return model(nodes, {"x": shape, "cond": []}, dict.fromkeys(("out1", "out2", "out3"), shape), weights, types=types)
 
 
-def optimized(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    source, target = folder / "in.onnx", folder / "out.onnx"
-    onnx.save(proto, source)
-    candidate = run_pipeline(lambda: load_model(source), load_preset("default", REGISTRY))
-    assert [r.note for r in candidate.runs if r.status == "failed"] == []
-    save_model(candidate.model, target)
-    return onnx.load(target)
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(proto=graphs(), seed=st.integers(0, 5))
-def test_random_graphs_compute_the_same(proto: onnx.ModelProto, seed: int, tmp_path: Path) -> None:
-    after = optimized(proto, tmp_path)
-    for batch in (2,) if proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value") else (1, 3):
-        # Deep chains of random Mul amplify rounding: the bound is on the largest magnitude of each output.
-        assert_same(proto, after, {"x": array(batch, CHANNELS, 6, 6, seed=seed)}, rtol=2e-5)
-
-
 def test_branches(tmp_path: Path) -> None:
     before = branches()
-    after = optimized(before, tmp_path)
+    after, candidate = check.optimized(before, check.presets(["default"])["default"], tmp_path)
+    assert [r.note for r in candidate.runs if r.status == "failed"] == []
     for cond in (True, False):
         assert_same(before, after, {"x": array(1, 4, 5, 5), "cond": np.asarray(cond)})
+
+
+@pytest.mark.parametrize("first", [0, 10_000, 20_000, 30_000])
+def test_random_graphs(first: int, tmp_path: Path) -> None:
+    """Right answers, and a second run that changes nothing."""
+    checked, rejected, findings = run(600, first, tmp_path, PRESETS, limit=25, stop=1)
+    assert not findings, findings[0].text
+    assert checked == 25 and rejected < 5
+
+
+@pytest.mark.slow
+def test_fuzz(tmp_path: Path) -> None:
+    """Minutes by the environment variable GRAPHOPT_FUZZ_MINUTES, the first seed by GRAPHOPT_FUZZ_SEED; reproducers go to build/fuzz."""
+    minutes = float(os.environ.get("GRAPHOPT_FUZZ_MINUTES", "10"))
+    seed = int(os.environ.get("GRAPHOPT_FUZZ_SEED", "100000"))
+    checked, rejected, findings = run(60 * minutes, seed, Path("build/fuzz"), PRESETS)
+    print(f"{checked} models checked under {', '.join(PRESETS)} in {minutes:g} minutes, {rejected} turned down, {len(findings)} findings")
+    assert not findings, [f"seed {f.seed}: {f.kind}: {f.text}" for f in findings]
+    assert checked >= 100 * minutes and rejected < checked // 5
+
+
+def test_a_wrong_answer_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pass that is wrong does not get through: it is named, and what reproduces it is written."""
+    from graphopt.passes.algebra import fuse_conv_bn
+
+    right = fuse_conv_bn.read_bn
+    monkeypatch.setattr(fuse_conv_bn, "read_bn", lambda *a, **k: tuple(1.01 * part for part in right(*a, **k)))
+    _, _, findings = run(600, 0, tmp_path, ("default",), limit=60, stop=1)
+    assert findings and findings[0].kind == "wrong" and "fuse-conv-bn" in findings[0].passes
+    assert {p.suffix for p in tmp_path.iterdir()} >= {".onnx", ".npz", ".txt"}
