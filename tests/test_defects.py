@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +225,46 @@ def test_two_imports_of_one_domain(run) -> None:
     after, _ = run(before)
     assert ops(after) == {"Relu": 1}
     assert session(after).run(None, {"x": np.float32([-1, 0, 1])})[0].tolist() == [0, 0, 1]
+
+
+_LARGE = """
+import resource, sys
+from graphopt.formats import load_model, save_model
+from graphopt.pipeline.presets import load_preset
+from graphopt.pipeline.registry import Registry
+from graphopt.pipeline.runner import run_pipeline
+candidate = run_pipeline(lambda: load_model(sys.argv[1]), load_preset("default", Registry.discover()))
+save_model(candidate.model, sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_more_than_a_protobuf_holds(tmp_path: Path) -> None:
+    """2.25 GB of weights, of which a third are folded into: no limit of 2 GB, and memory far below the model's size."""
+    size, count = 8192, 9
+    with open(tmp_path / "w.bin", "wb") as data:
+        data.truncate(count * 4 * size * size)  # zeros that take no room on the disk
+        for i in range(count):
+            data.seek(i * 4 * size * size)
+            data.write(np.float32([i + 1]).tobytes())  # no two weights are equal
+    weights = []
+    for i in range(count):
+        weights.append(TensorProto(name=f"w{i}", data_type=TensorProto.FLOAT, dims=[size, size], data_location=TensorProto.EXTERNAL))
+        for key, value in (("location", "w.bin"), ("offset", i * 4 * size * size), ("length", 4 * size * size)):
+            weights[-1].external_data.add(key=key, value=str(value))
+    nodes = []
+    for i in range(count):
+        scale = node("Mul", [f"m{i}", "k"], [f"s{i}"]) if i < 3 else node("Identity", [f"m{i}"], [f"s{i}"])
+        nodes += [node("MatMul", [f"x{i}", f"w{i}"], [f"m{i}"]), scale, node("Relu", [f"s{i}"], [f"x{i + 1}"])]
+    weights.append(onnx.numpy_helper.from_array(np.float32([0.5]), "k"))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(nodes, "large", [info("x0", 1, ["n", size])], [info(f"x{count}", 1, ["n", size])], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "in.onnx")
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", _LARGE, str(tmp_path / "in.onnx"), str(tmp_path / "out" / "out.onnx")]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout)
+    after = onnx.load(tmp_path / "out" / "out.onnx", load_external_data=False)
+    assert ops(after) == {"MatMul": count, "Relu": count}
+    assert sum(f.stat().st_size for f in (tmp_path / "out").iterdir()) > 2**31
+    assert peak < count * 4 * size * size / 2
