@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphopt.rewriting import Refuse
+
+MAX_WORK = 100
+WORK_HELP = "most work, in 10^9 multiply-adds, that is spent on one product of two weights"
 _CHUNK = 1 << 20  # elements that are in double precision at a time
+
+
+def guard_work(multiply_adds: int, limit: int) -> None:
+    """Refuse a product of weights that would take longer than whoever waits for the optimizer would like."""
+    if multiply_adds > limit * 10**9:
+        raise Refuse(f"computing the product of the weights takes {multiply_adds:.1e} multiply-adds")
 
 
 def matrix_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:

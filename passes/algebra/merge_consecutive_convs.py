@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, option, var
 
 from . import arithmetic
-from .consecutive import conv_product
+from .consecutive import MAX_WORK, WORK_HELP, conv_product, guard_work
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, read, unpadded
 
 
@@ -25,6 +25,7 @@ class MergeConsecutiveConvs(Rewrite):
     effect = Effect.ROUNDING
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
+    max_work: int = option(MAX_WORK, WORK_HELP, minimum=0)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Conv", op("Conv", var("x"), ..., bind="first"), ..., bind="second"),)
@@ -43,6 +44,7 @@ class MergeConsecutiveConvs(Rewrite):
         guards.require(first.channels == second.inputs, "the channels do not fit")
         spatial = second if pointwise[0] else first
         _guard_cost(first, second, spatial)
+        guard_work(math.prod(spatial.dims[2:]) * first.inputs * first.channels * second.channels, self.max_work)
         for linear in (first, second):
             linear.guard_growth(self.max_growth_bytes)
 

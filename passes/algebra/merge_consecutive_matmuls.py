@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, const, constant_tensor, guards, op, option, var
 
 from . import arithmetic
-from .consecutive import matrix_product
+from .consecutive import MAX_WORK, WORK_HELP, guard_work, matrix_product
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, read
 
 _TYPES = ("MatMul", "Gemm")
@@ -28,6 +28,7 @@ class MergeConsecutiveMatmuls(Rewrite):
     effect = Effect.ROUNDING
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
+    max_work: int = option(MAX_WORK, WORK_HELP, minimum=0)
 
     def patterns(self) -> Sequence[Pattern]:
         first = op(_TYPES, var("x"), ..., bind="first")
@@ -53,6 +54,7 @@ class MergeConsecutiveMatmuls(Rewrite):
         guards.require(first.channels == second.inputs, "the matrices do not fit")
         if first.inputs * second.channels >= first.channels * (first.inputs + second.channels):
             raise Refuse("one matrix would compute as much as the two do")
+        guard_work(first.inputs * first.channels * second.channels, self.max_work)
         for linear in (first, second):
             linear.guard_growth(self.max_growth_bytes)
 

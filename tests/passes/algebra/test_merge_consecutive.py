@@ -99,6 +99,11 @@ def test_no_less_to_compute() -> None:
     refused(convs((3, 8, 1, 1), (8, 3, 1, 1), x=(1, 8, 9, 9)), "as much as the two")
 
 
+def test_a_product_of_weights_that_takes_too_long() -> None:
+    refused(convs(POINT, WIDE), "multiply-adds", max_work=0)
+    refused(products(), "multiply-adds", PRODUCTS, max_work=0)
+
+
 def test_neither_looks_at_one_place() -> None:
     unmatched(convs((8, 3, 3, 3), (4, 8, 3, 3)))
     unmatched(convs(POINT, WIDE, attributes=({"strides": [2, 2]}, {})))
