@@ -176,6 +176,17 @@ class ShapeAnalysis:
         for value, tensor in hidden:
             value.const_value = tensor
 
+    def state(self, value: ir.Value) -> tuple[object, ...]:
+        """All that is held of a value, to be given to `restore` after a trial."""
+        return value.shape, value.type, value.const_value, self._elements.get(value)
+
+    def restore(self, value: ir.Value, state: tuple[object, ...]) -> None:
+        """Let a value be known for what it was when `state` was asked."""
+        value.shape, value.type, value.const_value, elements = state  # type: ignore[assignment]
+        self._elements.pop(value, None)
+        if elements is not None:
+            self._elements[value] = elements  # type: ignore[assignment]
+
     def forget(self, node: ir.Node) -> None:
         """Drop what is held for the outputs of a node that was removed."""
         for value in node.outputs:
@@ -292,6 +303,11 @@ class ShapeAnalysis:
     def _infer_if(self, node: ir.Node) -> None:
         branches = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
         self.by_library(node)
+        condition = self.elements(node.inputs[0])
+        if condition is not None and isinstance(condition[0], int):
+            branches = [node.attributes["then_branch" if condition[0] else "else_branch"].as_graph()]
+            for value, result in zip(node.outputs, branches[0].outputs):
+                value.shape = result.shape
         for i, value in enumerate(node.outputs):
             if any(i >= len(b.outputs) or b.outputs[i].shape is None for b in branches):
                 value.shape = None

@@ -22,13 +22,13 @@ class InlineConstantIf(Pass):
         for node in context.index.of_types(("If",)):
             if node.graph is None or node.domain not in ("", "ai.onnx"):
                 continue
-            taken = _taken(context, node)
-            if taken is None or not context.log.permit(node):
+            holds = taken(context, node)
+            if holds is None or not context.log.permit(node):
                 continue
-            _inline(context, node, node.attributes["then_branch" if taken else "else_branch"].as_graph())
+            inline(context, node, node.attributes["then_branch" if holds else "else_branch"].as_graph())
 
 
-def _taken(context: Context, node: ir.Node) -> bool | None:
+def taken(context: Context, node: ir.Node) -> bool | None:
     """Whether the condition holds; None: not known."""
     condition = node.inputs[0]
     tensor = constant_tensor(condition)
@@ -38,7 +38,8 @@ def _taken(context: Context, node: ir.Node) -> bool | None:
     return bool(known[0]) if known is not None and len(known) == 1 and isinstance(known[0], int) else None
 
 
-def _inline(context: Context, node: ir.Node, branch: ir.Graph) -> None:
+def inline(context: Context, node: ir.Node, branch: ir.Graph) -> None:
+    """Put the nodes of `branch` in the place of the If that holds it."""
     graph, index = node.graph, context.index
     outputs = list(branch.outputs)
     branch.outputs.clear()  # they are outputs of no graph any more
