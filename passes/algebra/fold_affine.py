@@ -15,7 +15,7 @@ from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, check_per_channel, read
 
 _COMMUTATIVE = ("Add", "Mul", "Sub")  # Sub: either operand may be the constant
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
-_FUSED_BEHIND = ("Erf", "Tanh", "Sqrt", "Sigmoid", "HardSigmoid", "ReduceMean", "Reciprocal")
+_FUSED_BEHIND = ("Erf", "Tanh", "Sqrt", "Sigmoid", "ReduceMean", "Reciprocal")
 _LOOK_BACK = 12  # nodes of a spelled-out activation or normalization
 
 

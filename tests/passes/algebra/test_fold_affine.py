@@ -368,3 +368,15 @@ def test_float16() -> None:
     after, _ = run_pass(before, NAME)
     assert ops(after) == {"Conv": 1}
     assert_same(before, after, {"x": array(*IMAGE, dtype="float16")}, rtol=5e-3)
+
+
+def test_a_scale_behind_a_hard_swish_is_no_part_of_it() -> None:
+    nodes = [
+        node("HardSigmoid", ["x"], ["h"], alpha=1 / 6, beta=0.5), node("Mul", ["x", "h"], ["g"]), node("Mul", ["g", "m"], ["s"]),
+        node("Add", ["s", "a"], ["t"]), node("Conv", ["t", "w"], ["y"]),
+    ]  # fmt: skip
+    weights = {"m": np.float32([0.7]), "a": np.float32([0.2]), "w": array(4, 3, 1, 1)}
+    before = model(nodes, {"x": (2, 3, 6, 6)}, ["y"], weights)
+    after, _ = run_pass(before, NAME)
+    assert ops(after) == {"HardSigmoid": 1, "Mul": 1, "Conv": 1}
+    assert_same(before, after, {"x": array(2, 3, 6, 6)})
