@@ -24,6 +24,7 @@ _WHERE = {
         "ChangeLog", "Context", "Editor", "Effect", "Match", "Option", "Pass", "Pattern", "Refusal", "Refuse", "Rewrite",
         "const", "constant_array", "guards", "op", "option", "scalar_of", "var",
     ),
+    "graphopt.sessions": ("session",),
     "graphopt.verification": ("Reference", "Sample", "Verification", "load_samples", "synthesize", "verify"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         scalar_of,
         var,
     )
+    from graphopt.sessions import session
     from graphopt.verification import Reference, Sample, Verification, load_samples, synthesize, verify
 
 

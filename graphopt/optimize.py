@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError, OutputError
+from graphopt import runtime
+from graphopt.errors import GraphoptError
 from graphopt.request import Request, check, load, plan
-from graphopt.rewriting.base import Effect
+from graphopt.settings import Settings
+from graphopt.workbench import Stages, Workbench, work_folder
 
 if TYPE_CHECKING:
-    from graphopt.model import Model
     from graphopt.pipeline.bisect import Culprit
     from graphopt.pipeline.presets import Pipeline
-    from graphopt.pipeline.runner import Candidate
+    from graphopt.pipeline.runner import Candidate, Hold, PassRun
     from graphopt.reporting import Report
     from graphopt.reporting.progress import Progress
-
-_SMALL = 256 * 2**20  # bytes; candidates of models up to this size are tried out in the system's temporary folder
+    from graphopt.steering.choices import Choice
+    from graphopt.steering.tuning import Tuned
 
 
 @dataclass
@@ -51,104 +48,104 @@ def optimize(request: Request, *, progress: Progress | None = None) -> Result:
 
     _, pipeline = plan(request)
     check(request)
-    return _Run(request, pipeline, progress or Progress(quiet=True)).carry_out()
+    return _Run(request, pipeline, Stages(progress or Progress(quiet=True))).carry_out()
 
 
 class _Run:
     """One request on its way through the stages."""
 
-    def __init__(self, request: Request, pipeline: Pipeline, progress: Progress) -> None:
+    bench: Workbench
+
+    def __init__(self, request: Request, pipeline: Pipeline, stages: Stages) -> None:
         self.request = request
         self.pipeline = pipeline
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
+        self.stages = stages
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.culprits: list[tuple[str, Culprit]] = []
+        self.choices: list[Choice] = []
+        self.left_out: frozenset[str] = frozenset()
         self.verification: dict[str, Any] | None = None
-        self.samples: list[Any] = []
-        self.reference: Any = None
-        self.work: Path | None = None
-        self._first: Model | None = None
-        self._trials = 0
+        self.session: dict[str, Any] | None = None
 
     def carry_out(self) -> Result:
         from graphopt.reporting.describe import describe, describe_interface
 
-        request = self.request
-        with self._stage("load", f"loading {request.model.name}"):
-            self._first = self.loaded = load(request)
-            interface = describe_interface(self.loaded.graph, request.model)
-            before = describe(self.loaded.graph, request.model)
+        request, stage = self.request, self.stages.stage
+        with stage("load", f"loading {request.model.name}"):
+            loaded = load(request)
+            interface = describe_interface(loaded.graph, request.model)
+            before = describe(loaded.graph, request.model)
         with contextlib.ExitStack() as stack:
-            self.work = Path(stack.enter_context(_work_folder(before["bytes"], request.destination.parent)))
+            work = stack.enter_context(work_folder(before["bytes"], request.destination.parent))
+            self.bench = Workbench(request, self.pipeline, loaded, self.stages, work)
             if request.verify != "off":
-                with self._stage("verify", "finding samples"):
+                with stage("verify", "finding samples"):
                     self._find_samples()
-            candidate = self.build()
-            if request.verify != "off" and self.samples:
-                with self._stage("verify", "verifying"):
+            candidate = self.bench.build(self._unmeasured())
+            if request.verify != "off" and self.bench.samples:
+                with stage("verify", "verifying"):
                     candidate = self._verified(candidate)
-            quality = self._quality(candidate)
+            quality = self.bench.quality(candidate)
             speed = None
             if request.bench:
-                with self._stage("bench", "measuring"):
-                    candidate, speed = self._never_slower(candidate)
-            if speed is not None and quality is not None and candidate.hold.passes:
-                quality = self._quality(candidate)
-            with self._stage("save", f"saving {request.destination.name}"):
-                self._save(candidate, request.destination, in_place=request.in_place)
+                with stage("bench", "measuring"):
+                    fastest, speed = self._fastest(candidate)
+                    if quality is not None and fastest is not candidate:
+                        quality = self.bench.quality(fastest)
+                    candidate = fastest
+                    tuned = self._tuned(candidate) if request.tune else None
+            else:
+                tuned = None
+            with stage("save", f"saving {request.destination.name}"):
+                self._save(candidate, tuned)
         after = describe(candidate.model.graph, request.destination)
         report = self._report(candidate, interface, before, after, speed, quality)
         return Result(report, self._exit_code(quality), candidate)
 
-    # --- building -----------------------------------------------------------------------------------------------
+    def _unmeasured(self) -> Hold | None:
+        """Passes that are worth it only where they are measured, in a run that measures nothing; None: there are none."""
+        from graphopt.pipeline.runner import Hold
 
-    def _fresh(self) -> Model:
-        first, self._first = self._first, None
-        return first if first is not None else self.loaded.fresh()
+        if (self.request.bench and self.bench.samples) or self.request.passes is not None:
+            return None
+        self.left_out = frozenset(step.name for step in self.pipeline.steps if step.measured and step.unmeasured == "leave-out")
+        return Hold(passes=self.left_out) if self.left_out else None
 
-    def build(self, hold: Any = None) -> Candidate:
-        """A candidate: the pipeline run over a fresh copy of the model, with something held back."""
-        from graphopt.pipeline.runner import run_pipeline
-
-        with self._stage("passes", "running passes") as stage:
-            return run_pipeline(self._fresh, self.pipeline, hold=hold, observers=[_Show(stage)])
-
-    def _trial_file(self, candidate: Candidate) -> Path:
-        """The candidate as a file, as it would be shipped."""
-        assert self.work is not None
-        self._trials += 1
-        folder = self.work / f"trial{self._trials}"
-        folder.mkdir()
-        self._save(candidate, folder / self.request.destination.name)
-        return folder / self.request.destination.name
-
-    def _save(self, candidate: Candidate, path: Path, *, in_place: bool = False) -> None:
+    def _save(self, candidate: Candidate, tuned: Tuned | None) -> None:
+        """The model, and its settings where there are any; never a model beside the settings of another."""
         from graphopt.formats import save_model
+        from graphopt.measurement.target import detect
+        from graphopt.sessions import remove_settings, write_settings
 
-        save_model(candidate.model, path, in_place=in_place)
+        request = self.request
+        remove_settings(request.destination)
+        save_model(candidate.model, request.destination, in_place=request.in_place)
+        if tuned is not None:
+            target = {"runtime": runtime.version(), **detect(request.provider, request.threads).to_dict()}
+            path = write_settings(request.destination, tuned.settings, target, tuned.figures())
+            self.session = {"file": str(path), "settings": tuned.settings.to_dict(), **tuned.figures()}
 
     # --- verification -------------------------------------------------------------------------------------------
 
     def _find_samples(self) -> None:
         from graphopt.verification import Reference, load_samples, synthesize
 
-        request = self.request
+        request, bench = self.request, self.bench
         try:
-            self.reference = Reference(request.model, threads=request.threads, provider=request.provider, seed=request.seed)
+            bench.reference = Reference(request.model, threads=request.threads, provider=request.provider, seed=request.seed)
             if request.samples is not None:
-                self.samples = load_samples(request.samples, self.loaded.graph)
-                self.reference.outputs(self.samples[0])
+                bench.samples = load_samples(request.samples, bench.loaded.graph)
+                bench.reference.outputs(bench.samples[0])
                 return
-            found = synthesize(self.loaded.graph, self.reference.run, seed=request.seed, shapes=request.shapes or None)
+            found = synthesize(bench.loaded.graph, bench.reference.run, seed=request.seed, shapes=request.shapes or None)
         except GraphoptError as error:
             if request.samples is not None:
                 raise
             self._unverified(str(error))
             return
         self.warnings.extend(found.warnings)
-        self.samples = found.samples
+        bench.samples = found.samples
         if found.failure:
             self._unverified(found.failure)
 
@@ -156,29 +153,11 @@ class _Run:
         self.verification = {"verdict": "unverified", "samples": 0, "sizes": [], "outputs": [], "notes": [why]}
         self.warnings.append(f"not verified: {why}")
 
-    def _compare(self, candidate: Candidate, *, final: bool = True) -> tuple[str | None, dict[str, Any]]:
-        """What is wrong with the candidate (None: nothing), and the verification; `final`: with what was exercised."""
-        from graphopt.verification import verify
-
-        effect = max((Effect(r.effect) for r in candidate.runs if r.applied), key=lambda e: e.strength, default=Effect.EXACT)
-        path = self._trial_file(candidate)
-        try:
-            found = verify(
-                self.request.model, path, self.samples, effect=effect.value, tolerance=self.request.tolerance,
-                budget=self.request.budget if self.request.metric is None else None, threads=self.request.threads,
-                provider=self.request.provider, reference=self.reference, coverage=final,
-            )
-        finally:
-            shutil.rmtree(path.parent, ignore_errors=True)
-        wrong = [f"output {o.name!r}: {o.reason}" for o in found.outputs if not o.ok]
-        reason = "; ".join(wrong) or "; ".join(found.notes) or "the outputs differ"
-        return (reason if found.verdict == "different" else None), found.to_dict()
-
     def _verified(self, candidate: Candidate) -> Candidate:
         """The candidate if it verifies, else the best one without what made it differ."""
         if self.request.verify == "each":
             candidate = self._verified_step_by_step(candidate)
-        reason, self.verification = self._compare(candidate)
+        reason, self.verification = self.bench.compare(candidate)
         if reason is None:
             return candidate
         return self._without_culprits(candidate, reason)
@@ -190,8 +169,8 @@ class _Run:
             ends = _pass_ends(candidate)
             bad = None
             for end in ends[tested:-1]:
-                prefix = self.build(replace(candidate.hold, limit=end))
-                reason, _ = self._compare(prefix, final=False)
+                prefix = self.bench.build(replace(candidate.hold, limit=end))
+                reason, _ = self.bench.compare(prefix, final=False)
                 if reason is not None:
                     bad = prefix, reason
                     break
@@ -199,16 +178,16 @@ class _Run:
             if bad is None:
                 return candidate
             held = self._without_culprits(*bad).hold
-            candidate = self.build(replace(held, limit=None))
+            candidate = self.bench.build(replace(held, limit=None))
 
     def _without_culprits(self, candidate: Candidate, reason: str) -> Candidate:
         from graphopt.pipeline.bisect import without_culprits
 
         def test(trial: Candidate) -> str | None:
-            return self._compare(trial, final=False)[0]
+            return self.bench.compare(trial, final=False)[0]
 
-        search = without_culprits(self.build, test, candidate, reason)
-        _, self.verification = self._compare(search.candidate)
+        search = without_culprits(self.bench.build, test, candidate, reason)
+        _, self.verification = self.bench.compare(search.candidate)
         for culprit in search.culprits:
             self.culprits.append(("different", culprit))
             if culprit.pass_name == "(none)":
@@ -222,67 +201,61 @@ class _Run:
     def _reproducers(self, culprits: list[Culprit], failing: Candidate) -> None:
         from graphopt.reproducer import write_reproducer
 
+        bench, request = self.bench, self.request
         for culprit in culprits:
             if culprit.label is None:
                 continue
-            folder = write_reproducer(
-                culprit, failing, self.build, self.samples, self.request.destination, threads=self.request.threads
-            )
+            folder = write_reproducer(culprit, failing, bench.build, bench.samples, request.destination, threads=request.threads)
             if folder is not None:
                 self.notes.append(f"a reproducer of the fault of {culprit.pass_name} is in {folder}")
 
     # --- speed --------------------------------------------------------------------------------------------------
 
-    def _never_slower(self, candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None]:
-        """The candidate and its speed, or one without the passes that made it slower beyond the noise."""
-        from graphopt.neverslower import without_slowdown
+    def _fastest(self, candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None]:
+        """The candidate with what measures fastest of its choices, without what made it slower than the original; its speed."""
+        from graphopt.steering.choices import choose
+        from graphopt.steering.neverslower import without_slowdown
 
         if not candidate.changed:
             self.notes.append("no pass changed the model, so there is no speed to compare")
             return candidate, None
-        if not self.samples:
+        if not self.bench.samples:
             self.notes.append("speed was not measured: there are no samples to run the model on")
             return candidate, None
-        found = without_slowdown(self, candidate)
+        chosen = candidate
+        if self.request.passes is None:  # passes that were asked for by name are not left out for a shade of speed
+            chosen, self.choices = choose(self.bench, candidate, self.pipeline.steps)
+        found = without_slowdown(self.bench, chosen)
         for culprit in found.culprits:
             self.culprits.append(("slower", culprit))
             self.warnings.append(f"{culprit.pass_name} was rolled back: {culprit.reason}")
         if found.candidate is not candidate and self.request.verify != "off":
-            reason, self.verification = self._compare(found.candidate)
+            reason, self.verification = self.bench.compare(found.candidate)
             if reason is not None:  # leaving a pass out can only expose a fault that another one hid
                 return self._without_culprits(found.candidate, reason), None
         return found.candidate, found.speed
 
-    def speed_of(self, candidate: Candidate, seconds: float) -> Any:
-        """The measured speed of a candidate beside the original, on the first sample."""
-        from graphopt.measurement import compare
+    def _tuned(self, candidate: Candidate) -> Tuned | None:
+        """Settings of the session with which the result is faster than in a plain one, and computes the same."""
+        from graphopt.steering.tuning import describe, tune
 
-        path = self._trial_file(candidate)
-        try:
-            return compare(
-                self.request.model, path, self.samples[0].feeds, threads=self.request.threads, provider=self.request.provider,
-                max_seconds=seconds,
-            )
-        finally:
-            shutil.rmtree(path.parent, ignore_errors=True)
+        request, bench = self.request, self.bench
+        if not bench.samples:
+            return None
+        on_cpu = runtime.resolve_provider(request.provider) == runtime.CPU
+        with bench.file(candidate) as path:
+            tuned = tune(bench, path, threads=request.threads, cores=runtime.usable_cores(), on_cpu=on_cpu, run_ms=bench.run_ms(path))
+        if tuned is None:
+            return None
+        bench.tell("verifying")
+        reason, _ = bench.compare(candidate, final=False, settings=tuned.settings)
+        if reason is not None:
+            shown = describe(tuned.settings, Settings(threads=request.threads))
+            self.warnings.append(f"a session with {shown} would be faster, but does not compute the same: {reason}")
+            return None
+        return tuned
 
     # --- quality and report -------------------------------------------------------------------------------------
-
-    def _quality(self, candidate: Candidate) -> dict[str, Any] | None:
-        from graphopt.metric import load_metric, measure_metric
-
-        if self.request.metric is None:
-            return None
-        metric = load_metric(self.request.metric)
-        path = self._trial_file(candidate)
-        try:
-            before, after = (
-                measure_metric(metric, p, threads=self.request.threads, provider=self.request.provider) for p in (self.request.model, path)
-            )
-        finally:
-            shutil.rmtree(path.parent, ignore_errors=True)
-        loss = (before - after) / abs(before) if before else before - after
-        return {"metric": metric.name, "before": before, "after": after, "loss": loss, "budget": self.request.budget}
 
     def _exit_code(self, quality: dict[str, Any] | None) -> int:
         if self.request.verify != "off" and (self.verification is None or self.verification["verdict"] in ("unverified", "different")):
@@ -295,18 +268,13 @@ class _Run:
         from graphopt.reporting import PassRecord, Refusal, Report
         from graphopt.rewriting.changes import origin
 
-        rolled = {c.pass_name: (kind, c) for kind, c in self.culprits}
-        records = []
-        for run in candidate.runs:
-            note = run.note or "; ".join(run.notes)
-            if run.name in rolled and not run.note:
-                kind, culprit = rolled[run.name]
-                where = f" at {culprit.label}" if culprit.label else ""
-                note = f"rolled back{where} ({kind}): {culprit.reason}"
-            refused = [Refusal(r.node, r.reason) for r in run.refused]
-            records.append(
-                PassRecord(run.name, run.effect, run.applied, refused, run.nodes_before, run.nodes_after, run.seconds, run.status, note)
+        records = [
+            PassRecord(
+                r.name, r.effect, r.applied, [Refusal(x.node, x.reason) for x in r.refused], r.nodes_before, r.nodes_after, r.seconds,
+                "no-change" if r.name in self.left_out else r.status, self._remark(r),
             )
+            for r in candidate.runs
+        ]  # fmt: skip
         provenance = [
             {"node": node.name, "from": list(names), "passes": list(passes)}
             for node in candidate.model.graph.graph.all_nodes()
@@ -323,36 +291,37 @@ class _Run:
             verification=self.verification,
             speed=speed,
             quality=quality,
-            seconds=self.seconds,
-            notes=[*candidate.notes, *self.notes],
+            seconds=self.stages.seconds,
+            notes=[*candidate.notes, *self.notes, *_larger(before, after, speed)],
             warnings=self.warnings,
-            extra={"preset": self.pipeline.name, "provenance": provenance},
+            extra={
+                "preset": self.pipeline.name,
+                "choices": [choice.to_dict() for choice in self.choices],
+                "session": self.session,
+                "provenance": provenance,
+            },
         )
 
-    @contextlib.contextmanager
-    def _stage(self, name: str, label: str) -> Iterator[Any]:
-        """Time a stage; what an inner stage takes does not count for the outer one."""
-        started, inner = time.perf_counter(), sum(self.seconds.values())
-        try:
-            with self.progress.stage(label) as stage:
-                yield stage
-        finally:
-            own = time.perf_counter() - started - (sum(self.seconds.values()) - inner)
-            self.seconds[name] = self.seconds.get(name, 0.0) + own
+    def _remark(self, run: PassRun) -> str:
+        """What is to be said of a pass beyond its figures."""
+        if run.note:
+            return run.note
+        for kind, culprit in self.culprits:
+            if culprit.pass_name == run.name:
+                where = f" at {culprit.label}" if culprit.label else ""
+                return f"rolled back{where} ({kind}): {culprit.reason}"
+        if run.name in self.left_out:
+            return "left out: it pays only on some targets, and nothing was measured"
+        return "; ".join([*(c.text() for c in self.choices if c.pass_name == run.name), *run.notes])
 
 
-class _Show:
-    """Tells the progress bar which pass runs."""
-
-    def __init__(self, stage: Any) -> None:
-        self.stage = stage
-
-    def before(self, step: Any, number: int, total: int) -> None:
-        self.stage.describe(step.name)
-        self.stage(number, total)
-
-    def after(self, step: Any, record: Any, model: Any) -> None:
-        """Nothing to show."""
+def _larger(before: Mapping[str, Any], after: Mapping[str, Any], speed: Mapping[str, Any] | None) -> list[str]:
+    """Why the result has more nodes than the model, where it has."""
+    more = after["nodes"] - before["nodes"]
+    if more <= 0:
+        return []
+    why = f": it measures {speed['ratio']:.2f}x faster so" if speed is not None and speed["faster"] else ""
+    return [f"the result has {more:,} nodes more than the model{why}"]
 
 
 def _pass_ends(candidate: Candidate) -> list[int]:
@@ -366,17 +335,3 @@ def _pass_ends(candidate: Candidate) -> list[int]:
             ends.append(application.number + 1)
         last = application.pass_name
     return ends
-
-
-@contextlib.contextmanager
-def _work_folder(size: int | None, beside: Path) -> Iterator[str]:
-    """A folder for candidates: the system's temporary one, for large models one on the disk that the result goes to."""
-    parent = beside if size is not None and size > _SMALL else Path(tempfile.gettempdir())
-    try:
-        folder = tempfile.mkdtemp(prefix=".graphopt-", dir=parent)
-    except OSError as error:
-        raise OutputError(f"{parent}: no temporary folder can be made there: {error.strerror}") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

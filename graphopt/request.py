@@ -35,6 +35,7 @@ class Request:
         samples: `.npz` or folder of them; None: synthesized.
         verify: "off", "end" (the result), or "each" (after every pass).
         bench: whether speed is measured, and a slower result dropped.
+        tune: where speed is measured, whether settings of the session are searched under which the result is faster still.
         tolerance: relative tolerance of float outputs, instead of the one that effect and noise give.
         budget: with lossy passes, the loss of quality that is accepted.
         metric: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; called with a function from feeds to outputs.
@@ -55,6 +56,7 @@ class Request:
     samples: Path | None = None
     verify: str = "end"
     bench: bool = True
+    tune: bool = True
     tolerance: float | None = None
     budget: float | None = None
     metric: str | None = None
@@ -114,6 +116,7 @@ def check(request: Request) -> None:
     """
     from graphopt import runtime
     from graphopt.metric import load_metric
+    from graphopt.sessions import check_settings_path
 
     if request.verify not in VERIFY:
         raise OptionError(f"verify must be one of {', '.join(VERIFY)}, not {request.verify!r}")
@@ -131,5 +134,6 @@ def check(request: Request) -> None:
         raise OutputError(f"{destination}: there is no folder {destination.parent}")
     if destination.is_dir():
         raise OutputError(f"{destination}: is a folder")
+    check_settings_path(destination)
     if destination.exists() and destination.samefile(request.model) and not request.in_place:
         raise OutputError(f"{destination}: is the model itself; --in-place allows that it is replaced")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, InputError, ProviderError
+from graphopt.settings import LEVELS, Settings
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -45,6 +46,11 @@ def _ort():
     return onnxruntime
 
 
+def version() -> str:
+    """The version of ONNX Runtime."""
+    return _ort().__version__
+
+
 def usable_cores() -> int:
     """Cores that this process may run on: its affinity mask where the system has one (containers, taskset), all otherwise."""
     try:
@@ -60,8 +66,7 @@ def resolve_provider(name: str) -> str:
     lists those it has. A provider that the build has may still fail to start: `session` finds that out.
     """
     ort = _ort()
-    short = short_name(name)
-    short = _ALIASES.get(short, short)
+    short = _ALIASES.get(short_name(name), short_name(name))
     available = ort.get_available_providers()
     for known in available:
         if short_name(known) == short:
@@ -79,16 +84,20 @@ def session(
     optimize: bool = True,
     threads: int = 0,
     provider: str = "cpu",
+    settings: Settings | None = None,
     optimized_path: str | os.PathLike | None = None,
     profile_prefix: str | os.PathLike | None = None,
+    severity: int = 4,
 ) -> ort.InferenceSession:
     """A session on a model file, or on the bytes of one.
 
     optimize: all of the runtime's own graph optimizations; off, the graph runs node by node as it is written.
     threads: threads within an operator; 0 for as many as there are usable cores. Operators run one after another.
     provider: any name that `resolve_provider` takes. The CPU runs the nodes that the provider has no kernel for.
+    settings: which of the optimizations are run, where they are, and further entries; its threads are for the caller to pass.
     optimized_path: where the runtime shall write the graph that it ends with.
     profile_prefix: switches profiling on; `end_profiling` then returns the file, named from this prefix.
+    severity: from which severity on the runtime writes its log to standard error; 4, fatal errors, for silence.
 
     Raises InputError (one line: file, node, cause) where the runtime turns the model down, and ProviderError where the
     provider is absent, fails to start or runs no node of the model, instead of running on the CPU without a word.
@@ -97,14 +106,15 @@ def session(
     wanted = resolve_provider(provider)
     if threads < 0:
         raise ValueError(f"threads must be 0 or more, not {threads}")
+    settings = settings or Settings()
     options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = severity
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[settings.level if optimize else "disabled"])
     # Worker threads that spin after a run take the cores from whatever runs next, such as the other model of a pair.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in {"session.force_spinning_stop": "1", **settings.config}.items():
+        options.add_session_config_entry(key, value)
     if wanted != CPU:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if optimized_path is not None:
@@ -117,7 +127,10 @@ def session(
     name = "model" if isinstance(model, bytes) else os.fspath(model)
     try:
         # Without enable_fallback=0 a provider that fails to start is swapped for the CPU after a line on standard output.
-        made = ort.InferenceSession(model if isinstance(model, bytes) else name, options, providers=_chain(wanted, ort), enable_fallback=0)
+        made = ort.InferenceSession(
+            model if isinstance(model, bytes) else name, options, providers=_chain(wanted, ort), enable_fallback=0,
+            disabled_optimizers=list(settings.disabled) or None,
+        )  # fmt: skip
     except Exception as error:  # the runtime's exceptions have no base class but Exception
         if wanted != CPU:
             # Whose fault is it? If the CPU takes the model, the provider's; if not, this raises what is wrong with the model.
@@ -188,6 +201,12 @@ _DTYPES |= {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(do
 def short_name(name: str) -> str:
     """A provider's name as people write it: "cpu" for "CPUExecutionProvider"."""
     return name.strip().lower().removesuffix(_SUFFIX)
+
+
+def same_provider(one: str, other: str) -> bool:
+    """Whether two names, as people write them, are those of one provider."""
+    first, second = (_ALIASES.get(short_name(n), short_name(n)) for n in (one, other))
+    return first == second
 
 
 def _quoted(names) -> str:

@@ -44,6 +44,7 @@ def negs(tmp_path: Path) -> Path:
 
 def run(path: Path, **kwargs) -> Result:
     kwargs.setdefault("bench", False)
+    kwargs.setdefault("tune", False)
     return optimize(Request(path, path.parent / "out.onnx", **kwargs))
 
 

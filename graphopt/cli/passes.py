@@ -40,6 +40,7 @@ def _pass(registered: Registered) -> dict[str, Any]:
         "summary": cls.summary(),
         "effect": cls.effect.value,
         "kinds": sorted(cls.kinds),
+        "measured": cls.measured,
         "origin": registered.origin,
         "options": [_option(opt) for opt in cls.options()],
     }
@@ -71,7 +72,8 @@ def _presets(registry: Registry) -> list[dict[str, Any]]:
 
 
 def _pass_text(found: dict[str, Any]) -> str:
-    lines = [f"{found['name']}  ({found['effect']}; {', '.join(found['kinds'])}; {found['origin']})", f"    {found['summary']}"]
+    traits = [found["effect"], ", ".join(found["kinds"]), *(["decided by measurement"] if found["measured"] else []), found["origin"]]
+    lines = [f"{found['name']}  ({'; '.join(traits)})", f"    {found['summary']}"]
     for opt in found["options"]:
         shown = str(opt["default"]).lower() if opt["type"] == "bool" else opt["default"]
         lines.append(f"    --set {found['name']}.{opt['name']}={shown}  {opt['type']}{_range(opt)}: {opt['help']}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphopt.cli import options as o
-from graphopt.cli.output import check_target, only_result, print_text, remark, write_text
+from graphopt.cli.output import check_target, only_result, print_text, remark
 from graphopt.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ def run(
     ] = None,
     seed: o.Seed = 0,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Do not measure speed.", rich_help_panel="Verification")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Search settings of the session that gain, and write them beside the result.",
+            rich_help_panel="The target",
+        ),
+    ] = True,
     explain: Annotated[
         list[str] | None,
         typer.Option(metavar="PASS", help="Print each application and refusal of a pass; repeatable.", rich_help_panel="Output"),
@@ -82,6 +90,7 @@ def run(
         samples=samples,
         verify=verify,
         bench=not no_bench,
+        tune=tune,
         tolerance=o.finite(tolerance, "--tolerance"),
         budget=o.finite(budget, "--budget"),
         metric=metric,
@@ -97,6 +106,8 @@ def run(
                 {"pass": a.pass_name, "node": a.label} for a in result.candidate.applications if a.pass_name in explain
             ]
         for path in report or ():
+            from graphopt.formats import write_text
+
             write_text(path, _rendered(result, path))
     if json:
         sys.stdout.write(result.report.to_json())

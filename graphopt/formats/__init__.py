@@ -8,10 +8,11 @@ from pathlib import Path
 
 from graphopt.errors import InputError, OutputError
 from graphopt.formats import onnx
+from graphopt.formats._files import write_text
 from graphopt.formats._inputs import bake, fix_shapes
 from graphopt.model import Model
 
-__all__ = ["bake", "fix_shapes", "load_model", "save_model"]
+__all__ = ["bake", "fix_shapes", "load_model", "save_model", "write_text"]
 
 #: File names of models in other formats, with the words for them in a message.
 _OTHER = {

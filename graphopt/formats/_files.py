@@ -165,6 +165,25 @@ def explained(target: Path) -> Iterator[None]:
         raise OutputError(f"{target}: cannot be written: {cause}") from None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of text, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    pending = None
+    with explained(path):
+        try:
+            pending = Pending(path)
+            pending.file.write(text.encode())
+            pending.finish()
+            pending.rename()
+        except BaseException:
+            if pending is not None:
+                pending.discard()
+            raise
+
+
 def discard_all(pending: Iterable[Pending]) -> None:
     for file in pending:
         file.discard()

@@ -18,6 +18,7 @@ from graphopt import runtime
 from graphopt.measurement import interval
 from graphopt.measurement.runtime_graph import same_runtime_graph
 from graphopt.measurement.timing import Timed, no_collection
+from graphopt.settings import Settings
 
 __all__ = ["Latency", "Speed", "bench", "compare", "same_runtime_graph"]
 
@@ -26,6 +27,7 @@ _MARGIN = 0.005
 # The same where there were too few pairs for an interval of 90 %: a gap that noise between two batches hardly makes.
 _WIDE_MARGIN = 0.10
 _ROUNDS = 4  # rounds at the least, time allowing
+_DECIDING_ROUNDS = 2  # the same where the question is only on which side of a ratio the figure lies
 _ROUND_PAIRS = 8
 _FEW = 3  # pairs (batches) taken even past `max_seconds`, up to twice that time
 
@@ -103,6 +105,8 @@ def compare(
     min_seconds: float = 1.0,
     max_seconds: float = 15.0,
     precision: float = 0.01,
+    decide: float | None = None,
+    settings: tuple[Settings | None, Settings | None] = (None, None),
     progress: Progress | None = None,
 ) -> Speed:
     """The speed of model b beside model a, both under all of the runtime's own optimizations, on the same feeds.
@@ -110,11 +114,14 @@ def compare(
     pairs: pairs at the most. min_seconds, max_seconds: bounds of the time taken, sessions included; three pairs are
     taken even beyond the upper bound, up to twice of it, and one pair in any case. Between the bounds it stops when
     the interval is within `precision` of the ratio on either side, or within a tenth of the gain or loss.
+    decide: a ratio; it stops too, from the second round on, when the whole interval lies on one side of it.
+    settings: of the sessions of a and of b, where they are not plain ones; their threads count then.
     progress: called with (pairs taken, pairs at the most).
 
     Raises InputError where a model or the feeds do not run, ProviderError where the provider does not.
     """
-    took = _take((a, b), feeds, threads, provider, pairs, min_seconds, max_seconds, precision, progress)
+    limits = Limits(pairs, min_seconds, max_seconds, precision, decide)
+    took = _take((a, b), feeds, threads, provider, limits, progress, settings)
     ratio, low, high, confidence = took.interval
     times_a, times_b = took.times
     return Speed(
@@ -148,7 +155,7 @@ def bench(
 
     Unlike a ratio of pairs it moves with whatever else the machine does: to compare two models use `compare`.
     """
-    took = _take((model,), feeds, threads, provider, batches, min_seconds, max_seconds, precision, progress)
+    took = _take((model,), feeds, threads, provider, Limits(batches, min_seconds, max_seconds, precision), progress)
     ms, low, high, confidence = took.interval
     return Latency(
         ms=ms * 1e3,
@@ -160,6 +167,17 @@ def bench(
         threads=threads or runtime.usable_cores(),
         provider=runtime.short_name(runtime.resolve_provider(provider)),
     )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: see `compare`."""
+
+    most: int
+    min_seconds: float
+    max_seconds: float
+    precision: float
+    decide: float | None = None
 
 
 class _Taken:
@@ -179,52 +197,60 @@ class _Taken:
     def interval(self) -> tuple[float, float, float, float]:
         return interval.of_median(self.rounds)
 
-    def settled(self, precision: float) -> bool:
-        """The interval is tight enough: within `precision`, or a tenth of what the second model gained or lost."""
+    def settled(self, limits: Limits) -> bool:
+        """The interval is tight enough: within the precision, or a tenth of what the second model gained or lost."""
         middle, low, high, confidence = self.interval
+        precision = limits.precision
         if len(self.times) == 2:
             precision = max(precision, 0.1 * abs(middle - 1) / max(middle, 1.0))
         return confidence >= interval.LEVEL and max(middle - low, high - middle) <= precision * middle
 
+    def decided(self, limits: Limits) -> bool:
+        """The interval lies on one side of the ratio that is the question."""
+        if limits.decide is None or len(self.rounds) < _DECIDING_ROUNDS:
+            return False
+        _, low, high, confidence = self.interval
+        return confidence >= interval.LEVEL and not low <= limits.decide <= high
 
-def _take(models, feeds, threads, provider, most, min_seconds, max_seconds, precision, progress) -> _Taken:
+
+def _take(models, feeds, threads, provider, limits: Limits, progress, settings=(None, None)) -> _Taken:
     """Takes batches of the models in turn, in rounds of fresh sessions, until the figure is settled or time is up."""
-    if most < 1:
-        raise ValueError(f"at least one pair must be taken, not {most}")
+    if limits.most < 1:
+        raise ValueError(f"at least one pair must be taken, not {limits.most}")
     took = _Taken(len(models))
     start = time.perf_counter()
-    while took.count < most:
+    while took.count < limits.most:
         round_start = time.perf_counter()
         order = list(range(len(models)))
         if len(took.rounds) % 2:
             order.reverse()
         ready: dict[int, Timed] = {}
         for i in order:
-            ready[i] = Timed(models[i], feeds, threads=threads, provider=provider)
+            ready[i] = Timed(models[i], feeds, threads=threads, provider=provider, settings=settings[i])
             took.session_s[i].append(ready[i].session_s)
         setup_s = time.perf_counter() - round_start
         pair_s = sum(t.batch_s for t in ready.values())
         took.rounds.append([])
-        _round(took, ready, most, start, setup_s, pair_s, min_seconds, max_seconds, precision, progress)
+        _round(took, ready, limits, start, setup_s, pair_s, progress)
         ready.clear()  # free the sessions before the next ones are made: two of each would double the memory
         elapsed = time.perf_counter() - start
-        if len(took.rounds) >= _ROUNDS and elapsed >= min_seconds and took.settled(precision):
+        if elapsed >= limits.min_seconds and (took.decided(limits) or (len(took.rounds) >= _ROUNDS and took.settled(limits))):
             break
-        if elapsed + setup_s + pair_s >= max_seconds:
+        if elapsed + setup_s + pair_s >= limits.max_seconds:
             break
     # The process's first sessions pay for loading libraries and reading files; later ones are what a user sees again.
     took.session_s = [s[1:] if len(s) > 1 else s for s in took.session_s]
     return took
 
 
-def _round(took, ready, most, start, setup_s, pair_s, min_seconds, max_seconds, precision, progress) -> None:
+def _round(took, ready, limits: Limits, start, setup_s, pair_s, progress) -> None:
     """One round: batches of each model in turn, the order swapped every time, until the round's share is taken.
 
     ready: Timed by the place of its model. setup_s, pair_s: seconds that the sessions took and that a pair will take.
     """
     current = took.rounds[-1]
     with no_collection():
-        while took.count < most:
+        while took.count < limits.most:
             order = sorted(ready, reverse=(len(current) + len(took.rounds)) % 2 == 0)
             seconds = {i: ready[i].batch() for i in order}
             for i, s in seconds.items():
@@ -232,12 +258,12 @@ def _round(took, ready, most, start, setup_s, pair_s, min_seconds, max_seconds, 
                 took.runs += ready[i].runs
             current.append(seconds[0] / seconds[1] if len(seconds) == 2 else seconds[0])
             if progress:
-                progress(took.count, most)
+                progress(took.count, limits.most)
             elapsed = time.perf_counter() - start
-            if elapsed + pair_s >= (max_seconds if took.count >= _FEW else 2 * max_seconds):
+            if elapsed + pair_s >= (limits.max_seconds if took.count >= _FEW else 2 * limits.max_seconds):
                 return
-            if len(current) >= _ROUND_PAIRS or pair_s * len(current) >= max_seconds / (2 * _ROUNDS):
+            if len(current) >= _ROUND_PAIRS or pair_s * len(current) >= limits.max_seconds / (2 * _ROUNDS):
                 # A new round costs new sessions. Where those would eat the time left, this one goes on instead.
-                affordable = setup_s + pair_s <= 0.3 * (max_seconds - elapsed)
-                if affordable or (elapsed >= min_seconds and took.settled(precision)):
+                affordable = setup_s + pair_s <= 0.3 * (limits.max_seconds - elapsed)
+                if affordable or (elapsed >= limits.min_seconds and took.settled(limits)):
                     return

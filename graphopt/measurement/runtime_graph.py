@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from graphopt import runtime
 from graphopt.errors import InputError
+from graphopt.settings import Settings
 
 if TYPE_CHECKING:
     import onnx
@@ -35,14 +36,21 @@ def same_runtime_graph(
     whole graph to disk for this), or a provider whose graph the runtime cannot write.
     Raises InputError where the runtime turns a model down.
     """
-    if _bytes_of(a) > max_bytes or _bytes_of(b) > max_bytes:
-        return None
-    first = _final(a, threads, provider)
-    return None if first is None else _none_or(first, _final(b, threads, provider))
+    first = final_graph(a, threads=threads, provider=provider, max_bytes=max_bytes) if _bytes_of(b) <= max_bytes else None
+    second = None if first is None else final_graph(b, threads=threads, provider=provider, max_bytes=max_bytes)
+    return None if first is None or second is None else first == second
 
 
-def _none_or(first: bytes, second: bytes | None) -> bool | None:
-    return None if second is None else first == second
+def final_graph(
+    model: str | os.PathLike | bytes,
+    *,
+    threads: int = 0,
+    provider: str = "cpu",
+    settings: Settings | None = None,
+    max_bytes: int = 256 << 20,
+) -> bytes | None:
+    """The signature of the graph that the runtime ends with, see `same_runtime_graph`; None where there is no telling."""
+    return None if _bytes_of(model) > max_bytes else _final(model, threads, provider, settings)
 
 
 def _bytes_of(model: str | os.PathLike | bytes) -> int:
@@ -71,17 +79,17 @@ def _bytes_of(model: str | os.PathLike | bytes) -> int:
     return size
 
 
-def _final(model: str | os.PathLike | bytes, threads: int, provider: str) -> bytes | None:
+def _final(model: str | os.PathLike | bytes, threads: int, provider: str, settings: Settings | None) -> bytes | None:
     """The signature of the graph that the runtime ends with; None where it cannot write that graph."""
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="graphopt-graph-") as folder:
         path = Path(folder) / "final.onnx"
         try:
-            runtime.session(model, threads=threads, provider=provider, optimized_path=path)
+            runtime.session(model, threads=threads, provider=provider, settings=settings, optimized_path=path)
         except InputError:
             # Either the model is at fault, and then this raises again, or only the writing of the graph was.
-            runtime.session(model, threads=threads, provider=provider)
+            runtime.session(model, threads=threads, provider=provider, settings=settings)
             return None
         if not path.exists():
             return None

@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any
 
 from graphopt import runtime
+from graphopt.settings import Settings
 
 # Seconds of one timed batch: long beside the clock and a scheduler's tick, short beside drifts of clock speed and load.
 BATCH_S = 0.03
@@ -35,12 +36,22 @@ def no_collection() -> Iterator[None]:
 class Timed:
     """A fresh session on a model, warmed up, with the number of runs that makes a batch.
 
-    session_s: seconds that making the session took. Raises what `runtime.session` and `runtime.run` raise.
+    session_s: seconds that making the session took. settings: of the session, instead of a plain one on `threads`.
+    Raises what `runtime.session` and `runtime.run` raise.
     """
 
-    def __init__(self, model: str | PathLike | bytes, feeds: Mapping[str, Any], *, threads: int, provider: str):
+    def __init__(
+        self,
+        model: str | PathLike | bytes,
+        feeds: Mapping[str, Any],
+        *,
+        threads: int,
+        provider: str,
+        settings: Settings | None = None,
+    ):
         start = time.perf_counter()
-        session = runtime.session(model, threads=threads, provider=provider)
+        threads = threads if settings is None else settings.threads
+        session = runtime.session(model, threads=threads, provider=provider, settings=settings)
         self.session_s = time.perf_counter() - start
         # The first run checks the feeds, allocates and picks kernels. Its error, if any, is one clear line.
         start = time.perf_counter()

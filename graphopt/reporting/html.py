@@ -67,6 +67,8 @@ def _summary(report: Report) -> str:
     rows.append(("Speed", _span(speed, "good" if "faster" in speed else "bad" if "slower" in speed else "") + speed_chart(report.speed)))
     if report.speed and report.speed.get("before_ms") is not None:
         rows.append(("Latency", escape(words.latency(report.speed))))
+    if session := report.extra.get("session"):
+        rows.append(("Session", escape(words.session(session))))
     rows += [(label, escape(text)) for label, text in words.counts(report.before, report.after)]
     if report.quality:
         rows.append(("Quality", escape(words.quality(report.quality))))

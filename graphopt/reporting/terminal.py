@@ -136,6 +136,8 @@ def _outcome(console: Console, report: Report) -> None:
     _line(console, "Speed", text, "green" if "faster" in text else "red" if "slower" in text else "")
     if speed.get("before_ms") is not None:
         _line(console, "", words.latency(speed))
+    if session := report.extra.get("session"):
+        _line(console, "Session", words.session(session), "green")
     for label, figures in words.counts(report.before, report.after):
         _line(console, label, figures)
     if report.quality:

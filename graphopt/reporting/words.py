@@ -82,6 +82,18 @@ def speed(figures: Mapping[str, Any] | None, threads: int | None) -> str:
     return f"no measurable change ({ratio:.2f}x, {_range(low, high)}, {details})"
 
 
+def session(figures: Mapping[str, Any]) -> str:
+    """1.08x faster again (1.06–1.10) with what is set apart from a plain session, and where that is written."""
+    settings = figures["settings"]
+    parts = [f"{', '.join(settings['disabled_optimizers'])} off"] if settings["disabled_optimizers"] else []
+    if settings["graph_optimization_level"] != "all":
+        parts.append(f"optimization level {settings['graph_optimization_level']}")
+    parts.append(_count(settings["intra_op_num_threads"], "thread") if settings["intra_op_num_threads"] else "all threads")
+    parts += [f"{key} = {value}" for key, value in settings["config"].items()]
+    ratio = f"{figures['ratio']:.2f}x faster still ({_range(figures['low'], figures['high'])}, {_count(figures['pairs'], 'pair')})"
+    return f"{ratio} with the settings in {figures['file']}: {'; '.join(parts)}"
+
+
 def latency(figures: Mapping[str, Any]) -> str:
     """12.3 ms → 10.0 ms a run, and the time to make a session where that was taken."""
     text = f"{milliseconds(figures.get('before_ms'))} → {milliseconds(figures.get('after_ms'))} a run"

@@ -18,6 +18,10 @@ if typing.TYPE_CHECKING:
     from graphopt.rewriting.pattern import Match, Pattern
 
 
+#: What may become of a pass that can lose, where speed is not measured.
+UNMEASURED = ("keep", "leave-out")
+
+
 class Effect(enum.StrEnum):
     """What a pass may do to the numbers, from the weakest to the strongest."""
 
@@ -130,12 +134,16 @@ class Pass:
         kinds: the kinds of graph that it works on.
         providers: short names of the execution providers that it pays on ("cpu"); a preset leaves it out on others.
             Empty: all.
+        measured: it can lose on some targets: a run that measures speed keeps it or undoes it by what it measures.
+        unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
     """
 
     name: ClassVar[str] = ""
     effect: ClassVar[Effect] = Effect.EXACT
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     providers: ClassVar[frozenset[str]] = frozenset()
+    measured: ClassVar[bool] = False
+    unmeasured: ClassVar[str] = "keep"
 
     @classmethod
     def options(cls) -> list[Option]:
@@ -212,6 +220,8 @@ def check_contract(cls: type[Pass]) -> None:
         raise PluginError(f"{where}: a pass needs a docstring; its first line is what `graphopt passes` prints")
     if not isinstance(cls.effect, Effect):
         raise PluginError(f"{where}: effect must be one of graphopt.Effect, not {cls.effect!r}")
+    if cls.unmeasured not in UNMEASURED:
+        raise PluginError(f"{where}: unmeasured must be one of {', '.join(UNMEASURED)}, not {cls.unmeasured!r}")
     params = vars(cls).get("__dataclass_params__")  # its own: an inherited one says nothing of this class's options
     if params is None or not params.frozen:
         raise PluginError(f"{where}: a pass must be a frozen dataclass")

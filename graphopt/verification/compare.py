@@ -18,6 +18,7 @@ import numpy as np
 
 from graphopt import runtime
 from graphopt.errors import GraphoptError, OptionError
+from graphopt.settings import Settings
 from graphopt.verification.metrics import CAP, NOISE_FACTOR, Leaf, compare, eps_of, identical, is_float, leaves, scale_of
 from graphopt.verification.reference import RUNTIME_FACTOR, Noise, Reference
 from graphopt.verification.samples import Sample
@@ -96,13 +97,15 @@ def verify(
     provider: str = "cpu",
     reference: Reference | None = None,
     coverage: bool = True,
+    settings: Settings | None = None,
 ) -> Verification:
     """Compares a candidate with the original on samples.
 
     original, candidate: ONNX files or the bytes of such; effect: the strongest effect of the passes that made the
     candidate; tolerance: the relative tolerance for floats instead of the one that effect and noise give; budget: for
     lossy ones, instead of BUDGET; reference: one made before of the same original, whose answers are used again;
-    coverage: whether to measure how much of the graph the samples exercise.
+    coverage: whether to measure how much of the graph the samples exercise; settings: of the candidate's session with
+    the runtime's optimizations on, where it is to be served with others than plain ones.
 
     Integers, bools and strings must be equal, unless the reference itself changes some under rounding: then as large a
     part as NOISE_FACTOR times that may differ. Raises OptionError for an unknown effect or a tolerance or budget below
@@ -117,7 +120,7 @@ def verify(
     mine = reference is None
     reference = reference or Reference(original, threads=threads, provider=provider)
     try:
-        job = _Job(reference, candidate, effect, tolerance, BUDGET if budget is None else budget, threads, provider)
+        job = _Job(reference, candidate, effect, tolerance, BUDGET if budget is None else budget, threads, provider, settings)
         return job.run(list(samples), coverage)
     finally:
         if mine:
@@ -125,10 +128,10 @@ def verify(
 
 
 class _Job:
-    def __init__(self, reference: Reference, candidate, effect, tolerance, budget, threads, provider):
+    def __init__(self, reference: Reference, candidate, effect, tolerance, budget, threads, provider, settings):
         self.reference, self.candidate = reference, candidate
         self.effect, self.tolerance, self.budget = effect, tolerance, budget
-        self.threads, self.provider = threads, provider
+        self.threads, self.provider, self.settings = threads, provider, settings
         self.result = Verification("unverified")
         self.outputs = {name: OutputComparison(name) for name in reference.output_names}
         self.identical, self.rounding = True, True  # all bits; all within rounding
@@ -186,7 +189,9 @@ class _Job:
         """Runs the candidate one way over all samples. False where it is different beyond repair."""
         how = " with the runtime's optimizations" if optimize else ""
         try:
-            session = runtime.session(self.candidate, optimize=optimize, threads=self.threads, provider=self.provider)
+            settings = self.settings if optimize else None
+            threads = self.threads if settings is None else settings.threads
+            session = runtime.session(self.candidate, optimize=optimize, threads=threads, provider=self.provider, settings=settings)
         except GraphoptError as error:
             return self._broken(f"the candidate does not load{how}: {error}", optimize)
         names = [o.name for o in session.get_outputs()]

@@ -33,6 +33,7 @@ class MergeParallelConvs(Rewrite):
 
     name = "merge-parallel-convs"
     effect = Effect.ROUNDING
+    measured = True
 
     min_saving: int = option(
         64, "multiply-adds of padding to 16 channels that a merge must save for each element that its Split copies", minimum=0

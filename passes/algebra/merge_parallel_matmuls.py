@@ -27,6 +27,7 @@ class MergeParallelMatmuls(Rewrite):
 
     name = "merge-parallel-matmuls"
     effect = Effect.ROUNDING
+    measured = True
 
     max_rows: int = option(8, "rows of the product up to which a Split behind it is accepted, where their number is known", minimum=0)
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)

@@ -24,6 +24,7 @@ class KeepAddBeforeLayernorm(Rewrite):
 
     name = "keep-add-before-layernorm"
     providers = frozenset({"cpu"})
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         norms = op("LayerNormalization", op("Add", var("a"), var("b"), bind="add"), ..., bind="norm")

@@ -26,7 +26,7 @@ def test_options_of_a_command(name: str) -> None:
     if name == "bisect":  # it takes those of `run` that concern pipeline, target and samples
         told |= {opt for opt in real if f"`{opt}" in section("run")}
     assert told - {"--presets"} >= real - {"--presets"}
-    everywhere = {opt for c in COMMANDS.values() for p in c.params for opt in p.opts}
+    everywhere = {opt for c in COMMANDS.values() for p in c.params for opt in (*p.opts, *p.secondary_opts)}
     assert told <= everywhere
 
 

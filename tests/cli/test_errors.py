@@ -243,7 +243,7 @@ def test_disk_full_while_reporting(cli: Cli, ok: Path, tmp_path: Path, monkeypat
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    is_one_clear_line(cli("run", ok, *FAST, "--report", tmp_path / "r.json"), "r.json", "No space left")
+    is_one_clear_line(cli("run", ok, *FAST, "--report", tmp_path / "r.json"), "r.json", "no space left")
     assert files(tmp_path) == {"ok.onnx", "ok.opt.onnx"}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from graphopt.errors import InputError
-from graphopt.measurement import Speed, bench, compare, pairs
+from graphopt.measurement import Speed, bench, compare, pairs, timing
+from graphopt.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("cpu_clock")
 SPEED = Speed(1.2, 1.1, 1.3, 12.0, 10.0, 40, 0.95, 5.0, 4.0, 2, "cpu")
@@ -97,7 +98,7 @@ def test_the_order_is_swapped_every_pair_and_every_round(monkeypatch):
 
     Fake.batches = 0
     monkeypatch.setattr(pairs, "Timed", Fake)
-    took = pairs._take(("a", "b"), {}, 1, "cpu", 64, 1e9, 1e9, 0.01, None)
+    took = pairs._take(("a", "b"), {}, 1, "cpu", pairs.Limits(64, 1e9, 1e9, 0.01), None)
     assert [sorted(r) for r in took.rounds] == [[0.5] * 4 + [2.0] * 4] * 8
     assert made == ["a", "b", "b", "a"] * 4
 
@@ -114,6 +115,21 @@ def test_to_dict_has_the_keys_of_the_contract():
     made = SPEED.to_dict()
     assert {"ratio", "low", "high", "before_ms", "after_ms", "pairs"} <= made.keys()
     assert made["ratio"] == 1.2 and made["faster"] is True and made["slower"] is False
+
+
+def test_a_question_that_is_decided_is_not_measured_further(make, feeds):
+    small, large = make("a", 2), make("b", 8)
+    speed = compare(large, small, feeds, threads=1, max_seconds=30, precision=1e-9, decide=1.0)
+    assert speed.low > 1.0 and speed.pairs < 100
+
+
+def test_settings_of_either_session(make, feeds, monkeypatch):
+    seen = []
+    real = timing.runtime.session
+    monkeypatch.setattr(timing.runtime, "session", lambda model, **kwargs: seen.append(kwargs) or real(model, **kwargs))
+    path, one = make("a", 1), Settings(disabled=("MatMulAddFusion",), threads=2)
+    compare(path, path, feeds, threads=1, pairs=1, settings=(None, one))
+    assert [(k["threads"], k["settings"]) for k in seen] == [(1, None), (2, one)]
 
 
 def test_latency_of_one_model(make, feeds):

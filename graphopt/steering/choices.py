@@ -1,0 +1,97 @@
+"""Passes that can lose on some targets are kept or undone by measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.measurement import Speed
+from graphopt.model import count_nodes
+from graphopt.pipeline.runner import Candidate
+from graphopt.rewriting.base import Pass
+from graphopt.steering.leaving_out import Bench, applied_passes, leave_out
+
+_SECONDS = 30.0  # for all choices of a run
+_TRIAL_SECONDS = 6.0  # for one
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided of a pass.
+
+    Attributes:
+        pass_name: the pass.
+        kept: whether it stays.
+        reason: why, in one clause.
+        nodes_with, nodes_without: of the two candidates.
+        speed: of the one with the pass beside the one without; None where nothing was timed.
+    """
+
+    pass_name: str
+    kept: bool
+    reason: str
+    nodes_with: int
+    nodes_without: int
+    speed: Speed | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = {key: None if self.speed is None else getattr(self.speed, key) for key in ("ratio", "low", "high", "pairs")}
+        return {
+            "pass": self.pass_name, "decision": "kept" if self.kept else "undone", "reason": self.reason,
+            "nodes_with": self.nodes_with, "nodes_without": self.nodes_without, **figures,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """The decision in one line."""
+        line = f"{self.pass_name} was {'kept' if self.kept else 'undone'}: {self.reason}"
+        if self.speed is not None:
+            line += f", {self.speed.ratio:.3f}x ({self.speed.low:.3f} to {self.speed.high:.3f})"
+        if self.kept and self.nodes_with > self.nodes_without:
+            line += f"; that takes {self.nodes_with - self.nodes_without:,} nodes more"
+        return line
+
+
+def choose(
+    bench: Bench,
+    candidate: Candidate,
+    passes: Iterable[Pass],
+    *,
+    seconds: float = _SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Candidate, list[Choice]]:
+    """Decide of each pass that is `measured` and applied anything, in turn, whether the candidate is better off without it.
+
+    A pass that is measurably faster is kept, one that is measurably slower undone. Where neither can be told, what
+    has fewer nodes is taken, and at as many nodes what the pass says of itself (`unmeasured`); so it is, too, once
+    `seconds` are over. The passes are few and mostly independent: one after the other is left out of the best
+    candidate so far.
+    """
+    end = clock() + seconds
+    defaults = {step.name: step.unmeasured == "keep" for step in passes if step.measured}
+    choices = []
+    for name in applied_passes(candidate):
+        if name not in defaults:
+            continue
+        left = end - clock()
+        if left <= 0 and defaults[name]:
+            nodes = count_nodes(candidate.model.graph)
+            choices.append(Choice(name, True, "no time was left to measure it", nodes, nodes))
+            continue
+        trial = leave_out(bench, candidate, name, min(_TRIAL_SECONDS, max(left, _TRIAL_SECONDS / 6)))
+        nodes_with, nodes_without = count_nodes(candidate.model.graph), count_nodes(trial.candidate.model.graph)
+        speed = trial.speed
+        fewer = defaults[name] if nodes_with == nodes_without else nodes_with < nodes_without
+        if speed is None:
+            kept, reason = fewer, "the runtime ends with the same graph with and without it"
+        elif speed.faster:
+            kept, reason = True, "it is faster"
+        elif speed.slower:
+            kept, reason = False, "it is slower"
+        else:
+            kept, reason = fewer, "no difference can be measured"
+        choices.append(Choice(name, kept, reason, nodes_with, nodes_without, speed))
+        if not kept:
+            candidate = trial.candidate
+    return candidate, choices

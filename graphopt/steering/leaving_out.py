@@ -1,0 +1,57 @@
+"""A candidate beside the same without one pass: the step that every search for what pays is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from graphopt.measurement import Speed
+from graphopt.pipeline.runner import Candidate, Hold
+
+#: Nobody needs to know how much a pass gains or loses to decide on it, only whether it does.
+_EVEN = 1.0
+
+
+class Bench(Protocol):
+    """What the searches need: candidates with something held back, the graphs that the runtime makes of them, their speeds."""
+
+    def build(self, hold: Hold) -> Candidate: ...
+
+    def graph_of(self, candidate: Candidate) -> bytes | None: ...
+
+    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed: ...
+
+    def speed_of(self, candidate: Candidate, seconds: float) -> Speed: ...
+
+    def tell(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate without one pass.
+
+    Attributes:
+        candidate: that candidate.
+        speed: of the candidate with the pass beside it; None where the runtime ends with the same graph for both.
+    """
+
+    candidate: Candidate
+    speed: Speed | None
+
+
+def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float) -> Trial:
+    """The candidate without a pass, and what the pass gained or lost.
+
+    What counts is the graph that the runtime ends with: where it is the same, so is the speed, and nothing is timed.
+    """
+    bench.tell(f"trying without {name}")
+    trial = bench.build(replace(candidate.hold, passes=candidate.hold.passes | {name}))
+    graph = bench.graph_of(candidate)
+    if graph is not None and graph == bench.graph_of(trial):
+        return Trial(trial, None)
+    return Trial(trial, bench.race(trial, candidate, seconds, _EVEN))
+
+
+def applied_passes(candidate: Candidate) -> list[str]:
+    """The passes that applied anything, in the order in which they first did."""
+    return list(dict.fromkeys(a.pass_name for a in candidate.applications))

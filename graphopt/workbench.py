@@ -1,0 +1,227 @@
+"""What a run works with: candidates of the model, what verification says of them, and how fast they are."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import OutputError
+from graphopt.rewriting.base import Effect
+from graphopt.settings import Settings
+
+if TYPE_CHECKING:
+    from graphopt.measurement import Speed
+    from graphopt.model import Model
+    from graphopt.pipeline.presets import Pipeline
+    from graphopt.pipeline.runner import Candidate
+    from graphopt.reporting.progress import Progress
+    from graphopt.request import Request
+    from graphopt.verification import Reference, Sample
+
+_SMALL = 256 * 2**20  # bytes; candidates of models up to this size are tried out in the system's temporary folder
+
+
+class Stages:
+    """The stages of a run: how long each took, and what is shown of them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self._shown: Any = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str, label: str) -> Iterator[Any]:
+        """Time a stage; what an inner stage takes does not count for the outer one."""
+        started, inner = time.perf_counter(), sum(self.seconds.values())
+        outer = self._shown
+        try:
+            with self.progress.stage(label) as stage:
+                self._shown = outer or stage  # an inner stage is shown as the outer one
+                yield stage
+        finally:
+            self._shown = outer
+            own = time.perf_counter() - started - (sum(self.seconds.values()) - inner)
+            self.seconds[name] = self.seconds.get(name, 0.0) + own
+
+    def tell(self, text: str) -> None:
+        """Say what the stage at hand is about."""
+        if self._shown is not None:
+            self._shown.describe(text)
+
+
+class Workbench:
+    """The candidates of one run.
+
+    Attributes:
+        samples: inputs to verify and time on; empty until they are found.
+        reference: the original as verification sees it.
+        folder: where candidates are written.
+    """
+
+    def __init__(self, request: Request, pipeline: Pipeline, loaded: Model, stages: Stages, folder: Path) -> None:
+        self.request = request
+        self.pipeline = pipeline
+        self.loaded = loaded
+        self.stages = stages
+        self.folder = folder
+        self.samples: list[Sample] = []
+        self.reference: Reference | None = None
+        self._first: Model | None = loaded
+        self._trials = 0
+        self._graphs: dict[tuple[bytes, Any], bytes | None] = {}
+
+    # --- candidates ---------------------------------------------------------------------------------------------
+
+    def build(self, hold: Any = None, pipeline: Pipeline | None = None) -> Candidate:
+        """A candidate: a pipeline, the run's own without one, over a fresh copy of the model, with something held back."""
+        from graphopt.pipeline.runner import run_pipeline
+
+        with self.stages.stage("passes", "running passes") as stage:
+            return run_pipeline(self._fresh, pipeline or self.pipeline, hold=hold, observers=[_Show(stage)])
+
+    def _fresh(self) -> Model:
+        first, self._first = self._first, None
+        return first if first is not None else self.loaded.fresh()
+
+    @contextlib.contextmanager
+    def file(self, candidate: Candidate) -> Iterator[Path]:
+        """The candidate as a file, as it would be shipped."""
+        from graphopt.formats import save_model
+
+        self._trials += 1
+        folder = self.folder / f"trial{self._trials}"
+        folder.mkdir()
+        try:
+            save_model(candidate.model, folder / self.request.destination.name)
+            yield folder / self.request.destination.name
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # --- what it computes ---------------------------------------------------------------------------------------
+
+    def compare(
+        self, candidate: Candidate, *, final: bool = True, settings: Settings | None = None, at_least: Effect = Effect.EXACT
+    ) -> tuple[str | None, dict[str, Any]]:
+        """What is wrong with the candidate (None: nothing), and the verification; `final`: with what was exercised."""
+        from graphopt.verification import verify
+
+        request = self.request
+        effect = max([at_least, *(Effect(r.effect) for r in candidate.runs if r.applied)], key=lambda e: e.strength)
+        with self.file(candidate) as path:
+            found = verify(
+                request.model, path, self.samples, effect=effect.value, tolerance=request.tolerance,
+                budget=request.budget if request.metric is None else None, threads=request.threads,
+                provider=request.provider, reference=self.reference, coverage=final, settings=settings,
+            )  # fmt: skip
+        wrong = [f"output {o.name!r}: {o.reason}" for o in found.outputs if not o.ok]
+        reason = "; ".join(wrong) or "; ".join(found.notes) or "the outputs differ"
+        return (reason if found.verdict == "different" else None), found.to_dict()
+
+    def quality(self, candidate: Candidate) -> dict[str, Any] | None:
+        """The user's metric of the original and of the candidate; None where there is none."""
+        from graphopt.metric import load_metric, measure_metric
+
+        request = self.request
+        if request.metric is None:
+            return None
+        metric = load_metric(request.metric)
+        with self.file(candidate) as path:
+            before, after = (
+                measure_metric(metric, p, threads=request.threads, provider=request.provider) for p in (request.model, path)
+            )
+        loss = (before - after) / abs(before) if before else before - after
+        return {"metric": metric.name, "before": before, "after": after, "loss": loss, "budget": request.budget}
+
+    # --- how fast it is -----------------------------------------------------------------------------------------
+
+    def speed_of(self, candidate: Candidate, seconds: float) -> Speed:
+        """The measured speed of a candidate beside the original, on the first sample."""
+        with self.file(candidate) as path:
+            return self._timed(self.request.model, path, seconds)
+
+    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed:
+        """The measured speed of candidate b beside candidate a."""
+        with self.file(a) as first, self.file(b) as second:
+            return self._timed(first, second, seconds, decide)
+
+    def graph_of(self, candidate: Candidate) -> bytes | None:
+        """The signature of the graph that the runtime ends with; None where there is no telling."""
+        with self.file(candidate) as path:
+            return self.graph_with(path, None)
+
+    def graph_with(self, path: Path, settings: Settings | None) -> bytes | None:
+        """The same of a file, under settings; worked out once for a file of the same bytes."""
+        from graphopt.measurement import final_graph
+
+        key = _digest(path), None if settings is None else (settings.level, settings.disabled)
+        if key not in self._graphs:
+            self._graphs[key] = final_graph(path, threads=self.request.threads, provider=self.request.provider, settings=settings)
+        return self._graphs[key]
+
+    def run_ms(self, path: Path) -> float:
+        """Milliseconds that a run takes, roughly."""
+        from graphopt.measurement import bench
+
+        return bench(path, self.samples[0].feeds, threads=self.request.threads, provider=self.request.provider, max_seconds=0.3).ms
+
+    def race_settings(self, path: Path, a: Settings, b: Settings, seconds: float, decide: float | None = None) -> Speed:
+        """The measured speed of a model under settings b beside itself under settings a."""
+        return self._timed(path, path, seconds, decide, (a, b))
+
+    def optimizers(self, path: Path) -> tuple[str, ...]:
+        """The runtime's own optimizers that change a model."""
+        from graphopt.measurement import active_optimizers
+
+        return active_optimizers(path, threads=self.request.threads, provider=self.request.provider)
+
+    def tell(self, text: str) -> None:
+        """Say what is being tried."""
+        self.stages.tell(text)
+
+    def _timed(self, a: Path, b: Path, seconds: float, decide: float | None = None, settings: Any = (None, None)) -> Speed:
+        from graphopt.measurement import compare
+
+        request = self.request
+        return compare(
+            a, b, self.samples[0].feeds, threads=request.threads, provider=request.provider, max_seconds=seconds,
+            min_seconds=min(1.0, seconds / 5), decide=decide, settings=settings,
+        )  # fmt: skip
+
+
+class _Show:
+    """Tells the progress bar which pass runs."""
+
+    def __init__(self, stage: Any) -> None:
+        self.stage = stage
+
+    def before(self, step: Any, number: int, total: int) -> None:
+        self.stage.describe(step.name)
+        self.stage(number, total)
+
+    def after(self, step: Any, record: Any, model: Any) -> None:
+        """Nothing to show."""
+
+
+def _digest(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+@contextlib.contextmanager
+def work_folder(size: int | None, beside: Path) -> Iterator[Path]:
+    """A folder for candidates: the system's temporary one, for large models one on the disk that the result goes to."""
+    parent = beside if size is not None and size > _SMALL else Path(tempfile.gettempdir())
+    try:
+        folder = tempfile.mkdtemp(prefix=".graphopt-", dir=parent)
+    except OSError as error:
+        raise OutputError(f"{parent}: no temporary folder can be made there: {error.strerror}") from None
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
