@@ -1,0 +1,33 @@
+"""GELU spelled out with Erf, for opsets without Gelu."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, op
+
+from ..fusion.gelu import read
+from .contrib import require_type, state
+
+
+@dataclass(frozen=True)
+class FuseErfGelu(Rewrite):
+    """Write x (1 + erf(x / sqrt 2)) / 2 as the runtime's Gelu, in all spellings; for opsets before 20, which has Gelu.
+
+    ONNX Runtime 1.32 finds most spellings itself, and not x (0.5 (1 + erf)) with the constant first.
+    """
+
+    name = "fuse-erf-gelu"
+    effect = Effect.ROUNDING
+
+    def patterns(self) -> Sequence[Pattern]:
+        return (op("Erf"),)
+
+    def rewrite(self, match: Match, editor: Editor) -> None:
+        found = read(editor.context, match)
+        if found is None or editor.context.opset(match.root) >= 20:
+            return  # Gelu says the same to every runtime
+        x, last = found
+        require_type(editor.context, x)
+        state(editor, "Gelu", [x], of=last)
