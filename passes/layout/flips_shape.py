@@ -12,6 +12,7 @@ from graphopt.rewriting import Context, constant_array, constant_tensor
 from ..arguments import ints
 from .flips import Flip, argument, data, known_axes
 from .permutations import Perm, with_axes, without
+from .targets import reshape_target
 
 _SMALL: Final = 1 << 12  # bytes of an argument
 
@@ -163,10 +164,8 @@ def reshape(context: Context, node: ir.Node, source: Perm | None, target: Perm |
         perm, result = _carried(target, [g for _, g in groups], [g for g, _ in groups], len(before)), target
     if perm is None or result is None:
         return None
-    wanted = [after[a] for a in result]
-    given = [before[a] for a in perm]
-    shape = [d if isinstance(d, int) else 0 if i < len(given) and given[i] == d else -1 for i, d in enumerate(wanted)]
-    if shape.count(-1) > 1:
+    shape = reshape_target(context, [before[a] for a in perm], [after[a] for a in result])
+    if shape is None:
         return None
     return Flip([perm, *[None] * (len(node.inputs) - 1)], [result], _NO_ATTRIBUTES[node.op_type], {1: shape}, "Reshape")
 

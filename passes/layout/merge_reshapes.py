@@ -8,22 +8,28 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Match, Pattern, Refuse, Rewrite, op, var
+from graphopt.rewriting.guards import only_consumer
 
 from ..arguments import UNKNOWN, int_elements, integer
+from .targets import reshape_target
 
 
 @dataclass(frozen=True)
 class MergeReshapes(Rewrite):
-    """Let a Reshape take what stands before a Reshape, Flatten, Squeeze or Unsqueeze in front of it."""
+    """Make one Reshape of Reshape, Flatten, Squeeze and Unsqueeze in a row."""
 
     name = "merge-reshapes"
 
     def patterns(self) -> Sequence[Pattern]:
         # All keep the elements and their order, so the last shape alone counts.
-        return (op("Reshape", op(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), var("x"), ..., bind="inner"), var("shape")),)
+        inner = op(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), var("x"), ..., bind="inner")
+        return (op("Reshape", inner, var("shape")), op(("Flatten", "Squeeze", "Unsqueeze"), inner, ..., bind="outer"))
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         node = match.root
+        if "outer" in match:
+            self._by_shape(match, editor)
+            return
         target = _target(editor.context, node, match["shape"])
         if target is None:
             return
@@ -32,6 +38,20 @@ class MergeReshapes(Rewrite):
         else:
             y = editor.node("Reshape", [match["x"], target], dict(node.attributes), name=node.name)
         editor.replace(node.outputs[0], y)
+
+    def _by_shape(self, match: Match, editor: Editor) -> None:
+        """What the operators at the end make is known by its shape alone."""
+        outer, inner, x, context = match.root, match["inner"], match["x"], editor.context
+        kinds = {outer.op_type, inner.op_type}
+        before, after = context.dims(x), context.dims(outer.outputs[0])
+        if before is None or after is None or (len(kinds) == 1 and kinds <= {"Squeeze", "Unsqueeze"}):
+            return  # of one kind they are one of it
+        target = reshape_target(context, before, after)
+        if target is None:
+            return
+        only_consumer(inner.outputs[0], "the value between", outer)
+        shape = editor.constant(target, f"{outer.name or outer.op_type}/shape")
+        editor.replace(outer.outputs[0], editor.node("Reshape", [x, shape], name=outer.name))
 
 
 def _target(context: Context, node: ir.Node, shape: ir.Value) -> ir.Value | list[int] | None:

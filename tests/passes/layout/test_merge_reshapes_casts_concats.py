@@ -56,6 +56,30 @@ def test_reshape_that_copies_dimensions() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "first, second, left",
+    [
+        (node("Reshape", ["x", "s"], ["a"]), node("Unsqueeze", ["a", "u"], ["y"]), {"Reshape": 1}),
+        (node("Reshape", ["x", "s"], ["a"]), node("Flatten", ["a"], ["y"], axis=2), {"Reshape": 1}),
+        (node("Flatten", ["x"], ["a"]), node("Unsqueeze", ["a", "u"], ["y"]), {"Reshape": 1}),
+        (node("Flatten", ["x"], ["a"]), node("Flatten", ["a"], ["y"], axis=0), {"Reshape": 1}),
+        (node("Squeeze", ["x", "u"], ["a"]), node("Flatten", ["a"], ["y"]), {"Reshape": 1}),
+        (node("Squeeze", ["x", "u"], ["a"]), node("Unsqueeze", ["a", "end"], ["y"]), {"Reshape": 1}),
+        (node("Unsqueeze", ["x", "u"], ["a"]), node("Unsqueeze", ["a", "end"], ["y"]), {"Unsqueeze": 2}),
+    ],
+)
+def test_all_that_only_reshape(first, second, left) -> None:
+    weights = {"s": np.asarray([0, 2, -1]), "u": np.asarray([1]), "end": np.asarray([-1])}
+    used = {k: v for k, v in weights.items() if k in first.input or k in second.input}
+    check("merge-reshapes", [first, second], left, inputs={"x": ["n", 1, 4]}, initializers=used, feeds={"x": array(3, 1, 4)})
+    nodes = [first, second, node("Neg", ["a"], ["z"])]
+    kept = {first.op_type: 1} if first.op_type != second.op_type else {first.op_type: 2}
+    check(
+        "merge-reshapes", nodes, {"Neg": 1, second.op_type: 1, **kept}, inputs={"x": ["n", 1, 4]}, initializers=used, outputs=("y", "z"),
+        feeds={"x": array(3, 1, 4)}, reason=None if "Unsqueeze" in left else "has 2 consumers",
+    )
+
+
 def test_reshape_with_a_dimension_of_zero() -> None:
     nodes = [node("Reshape", ["x", "s"], ["a"]), node("Reshape", ["a", "t"], ["y"], allowzero=1)]
     weights = {"s": np.asarray([0, 12]), "t": np.asarray([3, 0])}
