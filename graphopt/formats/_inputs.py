@@ -42,7 +42,7 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
             raise OptionError(f"shape of '{name}': {len(fixed[name])} dimensions given, the model has {len(declared)}")
         for axis, (old, new) in enumerate(zip(declared, fixed[name], strict=True)):
             if isinstance(old, int):
-                if old != new:
+                if old != new and old > 0:  # some exporters write -1 or 0 for a size that is not known
                     raise OptionError(f"shape of '{name}': dimension {axis} is {old} in the model, not {new}")
             elif old.value is not None and old.value not in loose and sizes.setdefault(old.value, new) != new:
                 raise OptionError(f"shape of '{name}': '{old.value}' cannot be both {sizes[old.value]} and {new}")

@@ -336,6 +336,17 @@ def test_bad_shapes(tmp_path, shapes, word):
         load_model(tmp_path / "m.onnx", shapes=shapes)
 
 
+def test_a_size_that_is_declared_as_unknown_by_a_number(tmp_path):
+    """Some exporters write -1 or 0 for it."""
+    proto = build.linear()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(proto, tmp_path / "m.onnx")
+    loaded = load_model(tmp_path / "m.onnx", shapes={"x": [5, 3]})
+    save_model(loaded, tmp_path / "o.onnx")
+    dims = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in onnx.load(tmp_path / "o.onnx").graph.input}
+    assert dims["x"] == [5, 3]
+
+
 def test_one_symbol_one_size(tmp_path):
     proto = model([h.make_node("Concat", ["p", "q"], ["y"], axis=1)], [info("p", ["n", 2]), info("q", ["n", 2])], [info("y", ["n", 4])])
     onnx.save(proto, tmp_path / "m.onnx")
