@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -38,10 +39,15 @@ def taken(context: Context, node: ir.Node) -> bool | None:
     return bool(known[0]) if known is not None and len(known) == 1 and isinstance(known[0], int) else None
 
 
-def inline(context: Context, node: ir.Node, branch: ir.Graph) -> None:
-    """Put the nodes of `branch` in the place of the If that holds it."""
+def inline(
+    context: Context, node: ir.Node, branch: ir.Graph, outputs: Sequence[ir.Value] | None = None, after: Sequence[ir.Node] = ()
+) -> None:
+    """Put the nodes of `branch`, and those of `after`, in the place of the node that holds it.
+
+    `outputs`: what stands for the outputs of the node; without it, the outputs of the branch.
+    """
     graph, index = node.graph, context.index
-    outputs = list(branch.outputs)
+    outputs = list(branch.outputs) if outputs is None else outputs
     branch.outputs.clear()  # they are outputs of no graph any more
     results: dict[ir.Value, ir.Value] = {}
     body: list[ir.Node] = []
@@ -64,4 +70,4 @@ def inline(context: Context, node: ir.Node, branch: ir.Graph) -> None:
             if value.name:
                 value.name = index.fresh_name(value.name)
         body.append(inner)
-    graft(context, node, body, [results.get(v, v) for v in outputs])
+    graft(context, node, [*body, *after], [results.get(v, v) for v in outputs])
