@@ -41,7 +41,7 @@ class Model:
     stamps: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
     #: An untouched clone, for a model that has no file to be read from again.
     pristine: ir.Model | None = field(default=None, repr=False)
-    #: What was asked for right after loading (shapes fixed, weights baked in): part of "as it was loaded".
+    #: What was asked for right after loading (shapes fixed, initializers that are inputs no more): part of "as it was loaded".
     prepared: list[Callable[[Model], None]] = field(default_factory=list, repr=False)
 
     @classmethod

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphopt import runtime
 from graphopt.errors import GraphoptError
+from graphopt.findings import Findings
 from graphopt.request import Request, check, load, plan
 from graphopt.settings import Settings
 from graphopt.workbench import Stages, Workbench, work_folder
@@ -16,11 +15,13 @@ from graphopt.workbench import Stages, Workbench, work_folder
 if TYPE_CHECKING:
     from graphopt.pipeline.bisect import Culprit
     from graphopt.pipeline.presets import Pipeline
-    from graphopt.pipeline.runner import Candidate, Hold, PassRun
+    from graphopt.pipeline.runner import Candidate, Hold
     from graphopt.reporting import Report
     from graphopt.reporting.progress import Progress
-    from graphopt.steering.choices import Choice
     from graphopt.steering.tuning import Tuned
+
+_SECONDS = 15.0  # for the speed of a baked result
+_BAKED_SECONDS = 6.0  # for it beside the result that was baked
 
 
 @dataclass
@@ -60,24 +61,18 @@ class _Run:
         self.request = request
         self.pipeline = pipeline
         self.stages = stages
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.culprits: list[tuple[str, Culprit]] = []
-        self.choices: list[Choice] = []
-        self.left_out: frozenset[str] = frozenset()
-        self.verification: dict[str, Any] | None = None
-        self.session: dict[str, Any] | None = None
+        self.found = Findings()
 
     def carry_out(self) -> Result:
+        from graphopt.formats import load_model
         from graphopt.reporting.describe import describe, describe_interface
 
-        request, stage = self.request, self.stages.stage
+        request, stage, found = self.request, self.stages.stage, self.found
         with stage("load", f"loading {request.model.name}"):
             loaded = load(request)
             interface = describe_interface(loaded.graph, request.model)
             before = describe(loaded.graph, request.model)
-        with contextlib.ExitStack() as stack:
-            work = stack.enter_context(work_folder(before["bytes"], request.destination.parent))
+        with work_folder(before["bytes"], request.destination.parent) as work:
             self.bench = Workbench(request, self.pipeline, loaded, self.stages, work)
             if request.verify != "off":
                 with stage("verify", "finding samples"):
@@ -86,22 +81,24 @@ class _Run:
             if request.verify != "off" and self.bench.samples:
                 with stage("verify", "verifying"):
                     candidate = self._verified(candidate)
-            quality = self.bench.quality(candidate)
-            speed = None
+            tuned = None
             if request.bench:
                 with stage("bench", "measuring"):
-                    fastest, speed = self._fastest(candidate)
-                    if quality is not None and fastest is not candidate:
-                        quality = self.bench.quality(fastest)
-                    candidate = fastest
-                    tuned = self._tuned(candidate) if request.tune else None
-            else:
-                tuned = None
+                    candidate = self._fastest(candidate)
+            if request.bake:
+                with stage("bench", "baking"):
+                    candidate = self._baked(candidate)
+            if request.bench and request.tune:
+                with stage("bench", "tuning the session"):
+                    tuned = self._tuned(candidate)
+            found.quality = self.bench.quality(candidate)
             with stage("save", f"saving {request.destination.name}"):
                 self._save(candidate, tuned)
+        if found.baked is not None:  # what it refers to is gone with the folder it was baked in
+            candidate = replace(candidate, model=load_model(request.destination))
         after = describe(candidate.model.graph, request.destination)
-        report = self._report(candidate, interface, before, after, speed, quality)
-        return Result(report, self._exit_code(quality), candidate)
+        report = found.report(request, self.pipeline.name, candidate, interface, before, after, self.stages.seconds)
+        return Result(report, found.exit_code(request), candidate)
 
     def _unmeasured(self) -> Hold | None:
         """Passes that are worth it only where they are measured, in a run that measures nothing; None: there are none."""
@@ -109,8 +106,8 @@ class _Run:
 
         if (self.request.bench and self.bench.samples) or self.request.passes is not None:
             return None
-        self.left_out = frozenset(step.name for step in self.pipeline.steps if step.measured and step.unmeasured == "leave-out")
-        return Hold(passes=self.left_out) if self.left_out else None
+        self.found.left_out = frozenset(step.name for step in self.pipeline.steps if step.measured and step.unmeasured == "leave-out")
+        return Hold(passes=self.found.left_out) if self.found.left_out else None
 
     def _save(self, candidate: Candidate, tuned: Tuned | None) -> None:
         """The model, and its settings where there are any; never a model beside the settings of another."""
@@ -124,7 +121,7 @@ class _Run:
         if tuned is not None:
             target = {"runtime": runtime.version(), **detect(request.provider, request.threads).to_dict()}
             path = write_settings(request.destination, tuned.settings, target, tuned.figures())
-            self.session = {"file": str(path), "settings": tuned.settings.to_dict(), **tuned.figures()}
+            self.found.session = {"file": str(path), "settings": tuned.settings.to_dict(), **tuned.figures()}
 
     # --- verification -------------------------------------------------------------------------------------------
 
@@ -142,22 +139,18 @@ class _Run:
         except GraphoptError as error:
             if request.samples is not None:
                 raise
-            self._unverified(str(error))
+            self.found.unverified(str(error))
             return
-        self.warnings.extend(found.warnings)
+        self.found.warnings.extend(found.warnings)
         bench.samples = found.samples
         if found.failure:
-            self._unverified(found.failure)
-
-    def _unverified(self, why: str) -> None:
-        self.verification = {"verdict": "unverified", "samples": 0, "sizes": [], "outputs": [], "notes": [why]}
-        self.warnings.append(f"not verified: {why}")
+            self.found.unverified(found.failure)
 
     def _verified(self, candidate: Candidate) -> Candidate:
         """The candidate if it verifies, else the best one without what made it differ."""
         if self.request.verify == "each":
             candidate = self._verified_step_by_step(candidate)
-        reason, self.verification = self.bench.compare(candidate)
+        reason, self.found.verification = self.bench.compare(candidate)
         if reason is None:
             return candidate
         return self._without_culprits(candidate, reason)
@@ -187,14 +180,9 @@ class _Run:
             return self.bench.compare(trial, final=False)[0]
 
         search = without_culprits(self.bench.build, test, candidate, reason)
-        _, self.verification = self.bench.compare(search.candidate)
+        _, self.found.verification = self.bench.compare(search.candidate)
         for culprit in search.culprits:
-            self.culprits.append(("different", culprit))
-            if culprit.pass_name == "(none)":
-                self.warnings.append(f"the model as loaded and saved, with no pass applied, already differs: {culprit.reason}")
-            else:
-                where = f" at {culprit.label}" if culprit.label else ""
-                self.warnings.append(f"{culprit.pass_name}{where} was rolled back: {culprit.reason}")
+            self.found.rolled_back("different", culprit)
         self._reproducers(search.culprits, candidate)
         return search.candidate
 
@@ -207,33 +195,64 @@ class _Run:
                 continue
             folder = write_reproducer(culprit, failing, bench.build, bench.samples, request.destination, threads=request.threads)
             if folder is not None:
-                self.notes.append(f"a reproducer of the fault of {culprit.pass_name} is in {folder}")
+                self.found.notes.append(f"a reproducer of the fault of {culprit.pass_name} is in {folder}")
 
     # --- speed --------------------------------------------------------------------------------------------------
 
-    def _fastest(self, candidate: Candidate) -> tuple[Candidate, dict[str, Any] | None]:
-        """The candidate with what measures fastest of its choices, without what made it slower than the original; its speed."""
+    def _fastest(self, candidate: Candidate) -> Candidate:
+        """The candidate with what measures fastest of its choices, and without what made it slower than the original."""
         from graphopt.steering.choices import choose
         from graphopt.steering.neverslower import without_slowdown
 
         if not candidate.changed:
-            self.notes.append("no pass changed the model, so there is no speed to compare")
-            return candidate, None
+            self.found.notes.append("no pass changed the model, so there is no speed to compare")
+            return candidate
         if not self.bench.samples:
-            self.notes.append("speed was not measured: there are no samples to run the model on")
-            return candidate, None
+            self.found.notes.append("speed was not measured: there are no samples to run the model on")
+            return candidate
         chosen = candidate
         if self.request.passes is None:  # passes that were asked for by name are not left out for a shade of speed
-            chosen, self.choices = choose(self.bench, candidate, self.pipeline.steps)
-        found = without_slowdown(self.bench, chosen)
-        for culprit in found.culprits:
-            self.culprits.append(("slower", culprit))
-            self.warnings.append(f"{culprit.pass_name} was rolled back: {culprit.reason}")
-        if found.candidate is not candidate and self.request.verify != "off":
-            reason, self.verification = self.bench.compare(found.candidate)
+            chosen, self.found.choices = choose(self.bench, candidate, self.pipeline.steps)
+        outcome = without_slowdown(self.bench, chosen)
+        for culprit in outcome.culprits:
+            self.found.rolled_back("slower", culprit)
+        if outcome.candidate is not candidate and self.request.verify != "off":
+            reason, self.found.verification = self.bench.compare(outcome.candidate)
             if reason is not None:  # leaving a pass out can only expose a fault that another one hid
-                return self._without_culprits(found.candidate, reason), None
-        return found.candidate, found.speed
+                return self._without_culprits(outcome.candidate, reason)
+        self.found.speed = outcome.speed
+        return outcome.candidate
+
+    def _baked(self, candidate: Candidate) -> Candidate:
+        """The graph that the runtime makes of the candidate, where that computes the same and is not slower."""
+        from graphopt.measurement.target import detect
+        from graphopt.rewriting.base import Effect
+        from graphopt.steering.baking import bake
+
+        request, bench, found = self.request, self.bench, self.found
+        target = detect(request.provider, request.threads)
+        model, about = bake(candidate.model.graph, bench.keep(candidate), target)
+        baked = replace(candidate, model=model)
+        verification, speed = found.verification, found.speed
+        if request.verify != "off" and bench.samples:
+            reason, verification = bench.compare(baked, at_least=Effect.ROUNDING)
+            if reason is not None:
+                return self._unbaked(candidate, f"as the runtime writes it, it does not compute the same: {reason}")
+        if request.bench and bench.samples:
+            beside = bench.race(candidate, baked, _BAKED_SECONDS, 1.0)
+            measured = bench.speed_of(baked, _SECONDS)
+            if beside.slower or measured.slower:
+                return self._unbaked(candidate, f"it is slower so: {min(beside.ratio, measured.ratio):.3f}x")
+            speed = measured.to_dict()
+        found.verification, found.speed, found.baked = verification, speed, about
+        where = ", ".join(f"{key} {value}" for key, value in about.items())
+        found.notes.append(f"baked for {where}: elsewhere it may not load, or be slow")
+        return baked
+
+    def _unbaked(self, candidate: Candidate, why: str) -> Candidate:
+        self.found.unreached = True
+        self.found.warnings.append(f"the result was not baked: {why}")
+        return candidate
 
     def _tuned(self, candidate: Candidate) -> Tuned | None:
         """Settings of the session with which the result is faster than in a plain one, and computes the same."""
@@ -251,77 +270,10 @@ class _Run:
         reason, _ = bench.compare(candidate, final=False, settings=tuned.settings)
         if reason is not None:
             shown = describe(tuned.settings, Settings(threads=request.threads))
-            self.warnings.append(f"a session with {shown} would be faster, but does not compute the same: {reason}")
+            self.found.warnings.append(f"a session with {shown} would be faster, but does not compute the same: {reason}")
             return None
         return tuned
 
-    # --- quality and report -------------------------------------------------------------------------------------
-
-    def _exit_code(self, quality: dict[str, Any] | None) -> int:
-        if self.request.verify != "off" and (self.verification is None or self.verification["verdict"] in ("unverified", "different")):
-            return 1
-        over = quality is not None and quality["budget"] is not None and quality["loss"] > quality["budget"]
-        return 1 if over else 0
-
-    def _report(self, candidate: Candidate, interface, before, after, speed, quality) -> Report:
-        from graphopt.measurement.target import detect
-        from graphopt.reporting import PassRecord, Refusal, Report
-        from graphopt.rewriting.changes import origin
-
-        records = [
-            PassRecord(
-                r.name, r.effect, r.applied, [Refusal(x.node, x.reason) for x in r.refused], r.nodes_before, r.nodes_after, r.seconds,
-                "no-change" if r.name in self.left_out else r.status, self._remark(r),
-            )
-            for r in candidate.runs
-        ]  # fmt: skip
-        provenance = [
-            {"node": node.name, "from": list(names), "passes": list(passes)}
-            for node in candidate.model.graph.graph.all_nodes()
-            for names, passes in (origin(node),)
-            if passes
-        ]
-        return Report(
-            model=interface,
-            target=detect(self.request.provider, self.request.threads).to_dict(),
-            before=before,
-            after=after,
-            passes=records,
-            output=str(self.request.destination),
-            verification=self.verification,
-            speed=speed,
-            quality=quality,
-            seconds=self.stages.seconds,
-            notes=[*candidate.notes, *self.notes, *_larger(before, after, speed)],
-            warnings=self.warnings,
-            extra={
-                "preset": self.pipeline.name,
-                "choices": [choice.to_dict() for choice in self.choices],
-                "session": self.session,
-                "provenance": provenance,
-            },
-        )
-
-    def _remark(self, run: PassRun) -> str:
-        """What is to be said of a pass beyond its figures."""
-        if run.note:
-            return run.note
-        for kind, culprit in self.culprits:
-            if culprit.pass_name == run.name:
-                where = f" at {culprit.label}" if culprit.label else ""
-                return f"rolled back{where} ({kind}): {culprit.reason}"
-        if run.name in self.left_out:
-            return "left out: it pays only on some targets, and nothing was measured"
-        return "; ".join([*(c.text() for c in self.choices if c.pass_name == run.name), *run.notes])
-
-
-def _larger(before: Mapping[str, Any], after: Mapping[str, Any], speed: Mapping[str, Any] | None) -> list[str]:
-    """Why the result has more nodes than the model, where it has."""
-    more = after["nodes"] - before["nodes"]
-    if more <= 0:
-        return []
-    why = f": it measures {speed['ratio']:.2f}x faster so" if speed is not None and speed["faster"] else ""
-    return [f"the result has {more:,} nodes more than the model{why}"]
 
 
 def _pass_ends(candidate: Candidate) -> list[int]:

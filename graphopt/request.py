@@ -39,7 +39,8 @@ class Request:
         tolerance: relative tolerance of float outputs, instead of the one that effect and noise give.
         budget: with lossy passes, the loss of quality that is accepted.
         metric: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; called with a function from feeds to outputs.
-        bake: treat initializers that a caller may override as constants.
+        fix_initializers: treat initializers that a caller may override as constants.
+        bake: write the graph that the runtime makes of the result on this target, instead of the result.
         in_place: allow the model's own file to be replaced.
     """
 
@@ -61,6 +62,7 @@ class Request:
     budget: float | None = None
     metric: str | None = None
     seed: int = 0
+    fix_initializers: bool = False
     bake: bool = False
     in_place: bool = False
 
@@ -93,18 +95,18 @@ def plan(request: Request) -> tuple[Registry, Pipeline]:
 
 
 def load(request: Request) -> Model:
-    """The model with the shapes fixed and the weights baked in that the request asks for.
+    """The model with the shapes fixed, and the initializers, as the request asks for.
 
     Raises:
         InputError, OptionError: as the formats do.
     """
-    from graphopt.formats import bake, fix_shapes, load_model
+    from graphopt.formats import fix_initializers, fix_shapes, load_model
 
     model = load_model(request.model)
     if request.shapes:
         model.prepare(lambda m: fix_shapes(m, request.shapes))
-    if request.bake:
-        model.prepare(bake)
+    if request.fix_initializers:
+        model.prepare(fix_initializers)
     return model
 
 

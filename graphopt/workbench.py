@@ -92,16 +92,21 @@ class Workbench:
     @contextlib.contextmanager
     def file(self, candidate: Candidate) -> Iterator[Path]:
         """The candidate as a file, as it would be shipped."""
+        path = self.keep(candidate)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+    def keep(self, candidate: Candidate) -> Path:
+        """The candidate as a file, in a folder of its own that stays until the run is over."""
         from graphopt.formats import save_model
 
         self._trials += 1
-        folder = self.folder / f"trial{self._trials}"
-        folder.mkdir()
-        try:
-            save_model(candidate.model, folder / self.request.destination.name)
-            yield folder / self.request.destination.name
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        path = self.folder / f"trial{self._trials}" / self.request.destination.name
+        path.parent.mkdir()
+        save_model(candidate.model, path)
+        return path
 
     # --- what it computes ---------------------------------------------------------------------------------------
 

@@ -20,6 +20,11 @@ from tests.support import array, assert_same, model, node, ops
 FAULTY = (str(Path(faulty.__file__)),)
 
 
+@pytest.fixture(autouse=True)
+def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.steering.neverslower._SECONDS", 5.0)
+
+
 @pytest.fixture
 def conv_bn(tmp_path: Path) -> Path:
     weights = {"w": array(8, 3, 3, 3), "s": array(8, low=0.5), "b": array(8, seed=1), "m": array(8, seed=2), "v": array(8, seed=3, low=0.5)}

@@ -23,7 +23,7 @@ def bisect(
     skip: o.Skip = None,
     set_: o.Set = None,
     plugin: o.Plugin = None,
-    bake: o.Bake = False,
+    fix_initializers: o.FixInitializers = False,
     provider: o.Provider = "cpu",
     threads: o.Threads = 0,
     shape: o.Shape = None,
@@ -52,7 +52,7 @@ def bisect(
         tolerance=o.finite(tolerance, "--tolerance"),
         budget=o.finite(budget, "--budget"),
         seed=seed,
-        bake=bake,
+        fix_initializers=fix_initializers,
     )
     o.existing(model, "file")
     o.existing(samples, "samples file or folder")

@@ -31,8 +31,8 @@ Shape = Annotated[
     list[str] | None,
     typer.Option(metavar="INPUT=1,3,224,224", help="The dimensions of an input; repeatable.", rich_help_panel=_TARGET),
 ]
-Bake = Annotated[
-    bool, typer.Option("--bake", help="Treat initializers that a caller may override as constants.", rich_help_panel=_PIPELINE)
+FixInitializers = Annotated[
+    bool, typer.Option("--fix-initializers", help="Treat initializers that a caller may override as constants.", rich_help_panel=_PIPELINE)
 ]
 Provider = Annotated[str, typer.Option(metavar="cpu|cuda|NAME", help="Execution provider of ONNX Runtime.", rich_help_panel=_TARGET)]
 Threads = Annotated[

@@ -30,7 +30,7 @@ def run(
     skip: o.Skip = None,
     set_: o.Set = None,
     plugin: o.Plugin = None,
-    bake: o.Bake = False,
+    fix_initializers: o.FixInitializers = False,
     provider: o.Provider = "cpu",
     threads: o.Threads = 0,
     shape: o.Shape = None,
@@ -59,6 +59,12 @@ def run(
             rich_help_panel="The target",
         ),
     ] = True,
+    bake: Annotated[
+        bool,
+        typer.Option(
+            "--bake", help="Write the graph that ONNX Runtime makes of the result, for this target alone.", rich_help_panel="The target"
+        ),
+    ] = False,
     explain: Annotated[
         list[str] | None,
         typer.Option(metavar="PASS", help="Print each application and refusal of a pass; repeatable.", rich_help_panel="Output"),
@@ -95,6 +101,7 @@ def run(
         budget=o.finite(budget, "--budget"),
         metric=metric,
         seed=seed,
+        fix_initializers=fix_initializers,
         bake=bake,
         in_place=in_place,
     )

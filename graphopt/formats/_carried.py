@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -34,6 +34,24 @@ class Carried:
 def carried(graph: ir.Model) -> Carried:
     """What was set aside for this model; of a model built in memory, nothing."""
     return graph.graph.meta.get(KEY) or Carried()
+
+
+def keep_contract(source: ir.Model, target: ir.Model) -> None:
+    """Makes a model say of itself, its inputs and its outputs what another one of the same interface says.
+
+    Opsets that no node of `target` needs, and `source` does not import, are no longer imported.
+    """
+    theirs, own = carried(source), carried(target)
+    target.graph.meta[KEY] = replace(theirs, external=theirs.external or own.external, no_opset=False)
+    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(target, name, getattr(source, name))
+    target.graph.name, target.graph.doc_string = source.graph.name, source.graph.doc_string
+    for mine, properties in ((target, source), (target.graph, source.graph)):
+        mine.metadata_props.clear()
+        mine.metadata_props.update(properties.metadata_props)
+    used = {node.domain for node in target.graph.all_nodes()} | {domain for domain, *_ in target.functions}
+    for domain in [d for d in target.opset_imports if d not in used and d not in source.opset_imports]:
+        del target.opset_imports[domain]
 
 
 def set_aside(proto: onnx.ModelProto) -> Carried:

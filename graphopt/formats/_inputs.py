@@ -72,7 +72,7 @@ def _loose_names(inputs: Iterable[ir.Value]) -> set[str]:
     return loose
 
 
-def bake(model: Model) -> None:
+def fix_initializers(model: Model) -> None:
     """Turns initializers that a caller may override (graph inputs, from IR version 4 on) into constants.
 
     To have :meth:`Model.fresh` do it again, go through :meth:`Model.prepare`.

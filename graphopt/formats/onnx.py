@@ -13,12 +13,12 @@ import onnx_ir as ir
 from graphopt.errors import InputError, OutputError
 from graphopt.formats import _files, _reading, _structure
 from graphopt.formats._carried import KEY, carried, set_aside
-from graphopt.formats._inputs import bake, fix_shapes
+from graphopt.formats._inputs import fix_initializers, fix_shapes
 from graphopt.formats._tensors import SparseTensor, kind_of, nbytes_of
 from graphopt.formats._writing import Writer, size_of
 from graphopt.model import DECLARED, Model, file_stamp, iter_graphs
 
-__all__ = ["bake", "fix_shapes", "load", "looks_like_onnx", "save", "to_bytes"]
+__all__ = ["fix_initializers", "fix_shapes", "load", "looks_like_onnx", "save", "to_bytes"]
 
 #: protobuf's limit for a message is 2**31 - 1 bytes; the margin is for tools that wrap the message once more.
 _LIMIT = 2**31 - (1 << 20)

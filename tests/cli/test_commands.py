@@ -228,3 +228,21 @@ def test_version_and_help(cli: Cli) -> None:
         done = cli(*command, "--help")
         assert done.code == 0
         assert "Usage" in done.out
+
+
+def test_bake(cli: Cli, ok: Path) -> None:
+    done = cli("run", ok, *FAST, "--bake", "--json", "--threads", "1")
+    assert done.code == 0, done.err
+    assert done.json["baked"]["provider"] == "cpu"
+    assert "baked for runtime" in cli("run", ok, *FAST, "--bake").out
+
+
+def test_fix_initializers(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    proto = convolution()
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4, 3, 3, 3]))
+    onnx.save(proto, path)
+    for options, inputs in (((), ["x", "w"]), (("--fix-initializers",), ["x"])):
+        written = cli("run", path, *FAST, *options, "--json").json["output"]
+        assert [i.name for i in onnx.load(written).graph.input] == inputs
+    assert cli("bisect", path, "--passes", "eliminate-identity", "--fix-initializers").code == 0

@@ -13,7 +13,7 @@ from onnx import numpy_helper as nh
 
 from graphopt.errors import InputError, OptionError
 from graphopt.formats import load_model, save_model
-from graphopt.formats.onnx import bake, fix_shapes
+from graphopt.formats.onnx import fix_initializers, fix_shapes
 
 from . import build
 from .build import info, model
@@ -357,11 +357,11 @@ def test_one_symbol_one_size(tmp_path):
     assert list(loaded.graph.graph.inputs[1].shape) == [6, 2]
 
 
-def test_bake(tmp_path):
+def test_fix_initializers(tmp_path):
     onnx.save(build.linear(), tmp_path / "m.onnx")
     loaded = load_model(tmp_path / "m.onnx")
     assert [v.name for v in loaded.graph.graph.inputs] == ["w", "x"]
-    loaded.prepare(bake)
+    loaded.prepare(fix_initializers)
     assert [v.name for v in loaded.graph.graph.inputs] == ["x"] == [v.name for v in loaded.fresh().graph.graph.inputs]
     save_model(loaded, tmp_path / "o.onnx")
     assert [i.name for i in onnx.load(tmp_path / "o.onnx").graph.input] == ["x"]

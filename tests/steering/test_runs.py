@@ -20,6 +20,11 @@ from tests.support import model, node, ops
 RISKY = (str(Path(risky.__file__)),)
 
 
+@pytest.fixture(autouse=True)
+def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.steering.neverslower._SECONDS", 3.0)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"

@@ -1,0 +1,135 @@
+"""What a run found out, and the report and the exit code that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.bisect import Culprit
+    from graphopt.pipeline.runner import Candidate, PassRun
+    from graphopt.reporting import PassRecord, Report
+    from graphopt.request import Request
+    from graphopt.steering.choices import Choice
+
+
+@dataclass
+class Findings:
+    """What the stages of a run add up to.
+
+    Attributes:
+        culprits: what was rolled back, and whether because it was "different" or "slower".
+        choices: what measuring decided of passes that can lose.
+        left_out: passes that nothing was measured for, and that are left out then.
+        unreached: something that was asked for could not be had.
+        verification, speed, quality, session, baked: as in the report.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    culprits: list[tuple[str, Culprit]] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    left_out: frozenset[str] = frozenset()
+    unreached: bool = False
+    verification: dict[str, Any] | None = None
+    speed: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
+    session: dict[str, Any] | None = None
+    baked: dict[str, Any] | None = None
+
+    def unverified(self, why: str) -> None:
+        """Nothing could be proved."""
+        self.verification = {"verdict": "unverified", "samples": 0, "sizes": [], "outputs": [], "notes": [why]}
+        self.warnings.append(f"not verified: {why}")
+
+    def rolled_back(self, kind: str, culprit: Culprit) -> None:
+        """Something that a pass did was undone."""
+        self.culprits.append((kind, culprit))
+        if culprit.pass_name == "(none)":
+            self.warnings.append(f"the model as loaded and saved, with no pass applied, already differs: {culprit.reason}")
+        else:
+            self.warnings.append(f"{culprit.pass_name}{_where(culprit)} was rolled back: {culprit.reason}")
+
+    def exit_code(self, request: Request) -> int:
+        """0: done and verified; 1: done, but not verified, or not all that was asked for."""
+        if request.verify != "off" and (self.verification is None or self.verification["verdict"] in ("unverified", "different")):
+            return 1
+        over = self.quality is not None and self.quality["budget"] is not None and self.quality["loss"] > self.quality["budget"]
+        return 1 if over or self.unreached else 0
+
+    def report(
+        self,
+        request: Request,
+        preset: str,
+        candidate: Candidate,
+        interface: dict[str, Any],
+        before: dict[str, Any],
+        after: dict[str, Any],
+        seconds: dict[str, float],
+    ) -> Report:
+        """The report of the run."""
+        from graphopt.measurement.target import detect
+        from graphopt.reporting import Report
+        from graphopt.rewriting.changes import origin
+
+        provenance = [
+            {"node": node.name, "from": list(names), "passes": list(passes)}
+            for node in candidate.model.graph.graph.all_nodes()
+            for names, passes in (origin(node),)
+            if passes
+        ]
+        return Report(
+            model=interface,
+            target=detect(request.provider, request.threads).to_dict(),
+            before=before,
+            after=after,
+            passes=[self._record(run) for run in candidate.runs],
+            output=str(request.destination),
+            verification=self.verification,
+            speed=self.speed,
+            quality=self.quality,
+            seconds=seconds,
+            notes=[*candidate.notes, *self.notes, *_larger(before, after, self.speed)],
+            warnings=self.warnings,
+            extra={
+                "preset": preset,
+                "choices": [choice.to_dict() for choice in self.choices],
+                "session": self.session,
+                "baked": self.baked,
+                "provenance": provenance,
+            },
+        )
+
+    def _record(self, run: PassRun) -> PassRecord:
+        from graphopt.reporting import PassRecord, Refusal
+
+        status = "no-change" if run.name in self.left_out else run.status
+        return PassRecord(
+            run.name, run.effect, run.applied, [Refusal(r.node, r.reason) for r in run.refused], run.nodes_before, run.nodes_after,
+            run.seconds, status, self._remark(run),
+        )  # fmt: skip
+
+    def _remark(self, run: PassRun) -> str:
+        """What is to be said of a pass beyond its figures."""
+        if run.note:
+            return run.note
+        for kind, culprit in self.culprits:
+            if culprit.pass_name == run.name:
+                return f"rolled back{_where(culprit)} ({kind}): {culprit.reason}"
+        if run.name in self.left_out:
+            return "left out: it pays only on some targets, and nothing was measured"
+        return "; ".join([*(c.text() for c in self.choices if c.pass_name == run.name), *run.notes])
+
+
+def _where(culprit: Culprit) -> str:
+    return f" at {culprit.label}" if culprit.label else ""
+
+
+def _larger(before: Mapping[str, Any], after: Mapping[str, Any], speed: Mapping[str, Any] | None) -> list[str]:
+    """Why the result has more nodes than the model, where it has."""
+    more = after["nodes"] - before["nodes"]
+    if more <= 0:
+        return []
+    why = f": it measures {speed['ratio']:.2f}x faster so" if speed is not None and speed["faster"] else ""
+    return [f"the result has {more:,} nodes more than the model{why}"]
