@@ -63,7 +63,8 @@ def _only_normalized(x: ir.Value, norm: ir.Node) -> bool:
 def _adds_embeddings(add: ir.Node) -> bool:
     front = [v.producer() for v in add.inputs if v is not None]
     front += [v.producer() for n in front if n is not None and n.op_type == "Add" for v in n.inputs if v is not None]
-    return any(n is not None and n.op_type == "Gather" and same_domain(n.domain, "") for n in front)
+    gathers = (n for n in front if n is not None and n.op_type == "Gather" and same_domain(n.domain, ""))
+    return any(n.inputs[0] is not None and n.inputs[0].is_initializer() for n in gathers)
 
 
 def _same_residual_shape(context: Context, a: ir.Value, b: ir.Value) -> bool:

@@ -121,3 +121,14 @@ def test_a_function_knows_no_shapes() -> None:
     before = model([call], {"x": X}, {"y": X}, {"s": array(8)}, functions=[function], opsets={"local": 1})
     _, log = run_pass(before, NAME)
     assert log.applied == 0 and "rank 3" in reasons(log)[0]
+
+
+def test_a_selection_from_activations_is_no_embedding() -> None:
+    nodes = [
+        node("Relu", ["x"], ["r"]), node("Gather", ["r", "i"], ["g"], axis=1), node("Gather", ["x", "i"], ["h"], axis=1),
+        node("Add", ["g", "h"], ["a"]), node("LayerNormalization", ["a", "s"], ["y"]),
+    ]  # fmt: skip
+    before = model(nodes, {"x": X}, {"y": [None] * 3}, {"i": np.array([0]), "s": array(8)})
+    after, log = run_pass(before, NAME)
+    assert log.applied == 1, reasons(log)
+    assert_same(before, after, {"x": array(*X)}, exact=True)
