@@ -91,7 +91,7 @@ class Editor:
         self.replacements.append((old, new))
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
-        """Change one input of an existing node (which may not lie behind the root)."""
+        """Change or add one input of an existing node. One before the root may take only what stands before it."""
         self.dropped_uses.append((node, index, value))
 
     def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
@@ -155,6 +155,8 @@ class Editor:
                 node.attributes[name] = attribute
             touched[node] = None
         for node, i, value in self.dropped_uses:
+            if i >= len(node.inputs):
+                node.resize_inputs(i + 1)
             previous = node.inputs[i]
             node.replace_input_with(i, value)
             touched[node] = None
@@ -162,6 +164,8 @@ class Editor:
                 touched.update(dict.fromkeys(_few_consumers(previous)))
                 if previous.producer() is not None:
                     orphans.append(previous.producer())
+                elif previous.is_initializer() and not is_used(previous) and not previous.is_graph_input():
+                    previous.graph.initializers.pop(previous.name)
         for old, new in self.replacements:
             touched.update(dict.fromkeys(usage.node for usage in old.uses()))
             self._replace(old, new)

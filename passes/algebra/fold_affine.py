@@ -101,7 +101,7 @@ class FoldAffine(Rewrite):
         else:
             constant = match["constant"]
             _check_input_constant(linear, x, context.static_dims(constant) or (), context)
-            _guard_runtime_fusion(x)
+            guard_runtime_fusion(x)
             mul, shift = _affine(before, constant, linear.inputs)
         bias: ir.Value | np.ndarray | None = linear.bias
         if shift.any():
@@ -120,10 +120,14 @@ _DIVISION = ("Div",)
 
 def _affine(node: ir.Node, constant: ir.Value, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """`mul` and `add`, one value a channel, of an elementwise operator with a constant operand."""
-    value = guards.float_constant(constant, "the constant").astype(np.float64).reshape(-1)
-    value = np.broadcast_to(value, (channels,))
-    guards.finite(value, "the constant")
-    one, zero = np.ones(channels), np.zeros(channels)
+    value = guards.float_constant(constant, "the constant").reshape(-1)
+    return affine_of(node, constant, np.broadcast_to(value, (channels,)))
+
+
+def affine_of(node: ir.Node, constant: ir.Value, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`mul` and `add` of an elementwise operator whose operand `constant` has the given value."""
+    value = guards.finite(value, "the constant").astype(np.float64)
+    one, zero = np.ones(value.shape), np.zeros(value.shape)
     if node.op_type == "Mul":
         return value, zero
     if node.op_type == "Div":
@@ -148,7 +152,7 @@ def _check_input_constant(linear: Linear, x: ir.Value, dims: tuple[int, ...], co
         raise Refuse("the constant may widen the input")
 
 
-def _guard_runtime_fusion(x: ir.Value) -> None:
+def guard_runtime_fusion(x: ir.Value) -> None:
     """Refuse to take the last factor off an activation or a normalization that is spelled out.
 
     Runtimes recognize these by their whole shape (GELU, LayerNormalization) and run them as one operator; what is left

@@ -139,6 +139,27 @@ class Linear:
         editor.replace(old, new)
         return weight, bias
 
+    def update(self, editor: Editor, *, weight: np.ndarray | None, bias: np.ndarray | None) -> None:
+        """Give the operator, where it stands, another weight and another bias (None: as it is)."""
+        dtype = constant_tensor(self.weight).dtype.numpy()  # type: ignore[union-attr]
+        if weight is not None:
+            editor.set_input(self.node, 1, editor.constant(weight, _folded_name(self.weight.name)))
+        if bias is None or (self.bias is None and not bias.any()):
+            return
+        source = self.bias.name if self.bias is not None else f"{_SUFFIX.sub('', self.weight.name or '')}_bias"
+        value = editor.constant(arithmetic.rounded(bias, dtype, "the bias"), _folded_name(source))
+        if self.add is not None:
+            editor.set_input(self.add, list(self.add.inputs).index(self.bias), value)
+            return
+        editor.set_input(self.node, 2, value)
+        if self.node.op_type == "Gemm" and self.beta != 1:
+            editor.set_attribute(self.node, "beta", None)
+
+    def guard_bias(self, bias: np.ndarray | None) -> None:
+        """Refuse a bias for a MatMul that has none."""
+        if bias is not None and bias.any() and self.node.op_type == "MatMul" and self.add is None:
+            raise Refuse("a MatMul has no bias")
+
     def guard_growth(self, limit: int) -> None:
         """Refuse where a copy of the weight would stand beside the original, and is large."""
         tensor = constant_tensor(self.weight)

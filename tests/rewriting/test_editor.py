@@ -238,3 +238,19 @@ def test_the_domain_of_a_new_operator_in_a_function() -> None:
     log = run(_into_contrib(), graph)
     assert log.applied == 1 and "com.microsoft" not in graph.opset_imports
     assert next(iter(graph.functions.values())).opset_imports == {"": 20, "com.microsoft": 1}
+
+
+def test_an_input_that_was_not_there_is_added_and_a_weight_without_consumers_goes() -> None:
+    before = model([node("Conv", ["x", "w"], ["c"]), node("Relu", ["c"], ["y"])], {"x": [1, 2, 3, 3]}, ["y"], {"w": array(2, 2, 1, 1)})
+    graph = load(before)
+
+    def change(match, editor) -> None:
+        conv = match.root.inputs[0].producer()
+        if len(conv.inputs) == 2:
+            editor.set_input(conv, 1, editor.constant(array(2, 2, 1, 1, seed=1), "v"))
+            editor.set_input(conv, 2, editor.constant(array(2), "k"))
+
+    run(rewrite((op("Relu", var("x")),), change), graph)
+    after = result(graph)
+    assert [list(n.input) for n in after.graph.node] == [["x", "v", "k"], ["c"]]
+    assert {t.name for t in after.graph.initializer} == {"v", "k"}
