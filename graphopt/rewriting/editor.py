@@ -154,6 +154,7 @@ class Editor:
             else:
                 node.attributes[name] = attribute
             touched[node] = None
+        let_go: list[ir.Value] = []
         for node, i, value in self.dropped_uses:
             if i >= len(node.inputs):
                 node.resize_inputs(i + 1)
@@ -164,15 +165,15 @@ class Editor:
                 touched.update(dict.fromkeys(_few_consumers(previous)))
                 if previous.producer() is not None:
                     orphans.append(previous.producer())
-                elif previous.is_initializer() and not is_used(previous) and not previous.is_graph_input():
-                    previous.graph.initializers.pop(previous.name)
+                else:
+                    let_go.append(previous)
         for old, new in self.replacements:
             touched.update(dict.fromkeys(usage.node for usage in old.uses()))
             self._replace(old, new)
         removed = remove_unused(orphans, self.context, touched)
-        for value in self.initializers:
-            if value.name in graph.initializers and not is_used(value):
-                graph.initializers.pop(value.name)
+        for value in (*self.initializers, *let_go):
+            if value.is_initializer() and not is_used(value) and not value.is_graph_input():
+                value.graph.initializers.pop(value.name)  # type: ignore[union-attr]
         return [n for n in touched if n.graph is not None], removed
 
     def _can_rename(self, old: ir.Value, new: ir.Value) -> bool:
