@@ -135,6 +135,8 @@ def _slice(call: Call) -> np.ndarray:
 
 
 def _bounds(start: int, end: int, step: int, size: int) -> tuple[int | None, int | None, int]:
+    if step < 0:
+        start = max(start, -size)  # a start before the first element is the first, where Python takes none
     first, last, step = slice(start, end, step).indices(size)
     return first, None if last < 0 else last, step
 

@@ -1,23 +1,19 @@
-"""Slices in a row, each of other axes."""
+"""Slices in a row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
-from graphopt.rewriting import Context, Editor, Match, Pattern, Rewrite, constant_tensor, op, var
+from graphopt.rewriting import Editor, Match, Pattern, Refuse, Rewrite, op, var
 from graphopt.rewriting.guards import only_consumer
 
-from ..arguments import ints, normal_axes
-
-_Slice = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+from .slices import cuts_of, joined
 
 
 @dataclass(frozen=True)
 class MergeSlices(Rewrite):
-    """Slice at once what two Slices in a row take along different axes."""
+    """Slice at once what two Slices in a row take."""
 
     name = "merge-slices"
 
@@ -25,31 +21,30 @@ class MergeSlices(Rewrite):
         return (op("Slice", op("Slice", var("x"), ..., bind="inner"), ...),)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
-        outer, inner = match.root, match["inner"]
+        outer, inner, x = match.root, match["inner"], match["x"]
         context = editor.context
-        if context.opset(outer) < 10:
-            return  # bounds are attributes, and there are no steps
-        rank = context.rank(match["x"])
-        first, second = _read(context, inner, rank), _read(context, outer, rank)
-        if first is None or second is None or set(first[2]) & set(second[2]):
+        first, second = cuts_of(context, inner), cuts_of(context, outer)
+        if first is None or second is None:
             return
+        dims = context.dims(x)
+        cuts = dict(first)
+        for axis, cut in second.items():
+            if axis in first:
+                size = None if dims is None or axis >= len(dims) else dims[axis]
+                joint = joined(first[axis], cut, size if isinstance(size, int) else None)
+                if joint is None:
+                    raise Refuse(f"what both take of axis {axis} hangs on its size, which is not known")
+                cut = joint
+            cuts[axis] = cut
         only_consumer(inner.outputs[0], "the value between", outer)
-        name = outer.name or "Slice"
-        arguments = [
-            editor.constant([*a, *b], f"{name}/{what}") for what, a, b in zip(("starts", "ends", "axes", "steps"), first, second)
-        ]
-        editor.replace(outer.outputs[0], editor.node("Slice", [match["x"], *arguments], name=outer.name))
-
-
-def _read(context: Context, node: ir.Node, rank: int | None) -> _Slice | None:
-    """Starts, ends, axes (from the front) and steps, where all are constant."""
-    if any(v is not None and constant_tensor(v) is None for v in node.inputs[1:]):
-        return None
-    starts, ends, axes, steps = (ints(context, node, name, i) for i, name in enumerate(("starts", "ends", "axes", "steps"), start=1))
-    if not isinstance(starts, tuple) or not isinstance(ends, tuple):
-        return None
-    axes = normal_axes(tuple(range(len(starts))) if axes is None else axes, rank)  # type: ignore[arg-type]
-    steps = (1,) * len(starts) if steps is None else steps
-    if axes is None or not isinstance(steps, tuple) or not len(starts) == len(ends) == len(axes) == len(steps):
-        return None
-    return (starts, ends, axes, steps) if len(set(axes)) == len(axes) else None
+        starts, ends, steps = ([c[i] for c in cuts.values()] for i in range(3))
+        arguments = {"starts": starts, "ends": ends, "axes": list(cuts), "steps": steps}
+        if context.opset(outer) < 10:
+            if any(s != 1 for s in steps):
+                raise Refuse("in this opset, a Slice takes no steps")
+            arguments.pop("steps")
+            y = editor.node("Slice", [x], arguments, name=outer.name)
+        else:
+            name = outer.name or "Slice"
+            y = editor.node("Slice", [x, *(editor.constant(v, f"{name}/{what}") for what, v in arguments.items())], name=outer.name)
+        editor.replace(outer.outputs[0], y)

@@ -228,44 +228,6 @@ def test_concats_stay_below_a_number_of_inputs() -> None:
     assert ops(after) == {"Concat": 2} and "more than 4 inputs" in reasons(log)[0]
 
 
-# --- slices -----------------------------------------------------------------------------------------------------------
-
-
-def slices(first, second):
-    nodes, weights, source = [], {}, "x"
-    for i, (arguments, target) in enumerate(((first, "a"), (second, "y"))):
-        names = []
-        for what, data in zip("bets", arguments):
-            names.append(f"{what}{i}" if data is not None else "")
-            if data is not None:
-                weights[names[-1]] = np.asarray(data)
-        while not names[-1]:
-            names.pop()
-        nodes.append(node("Slice", [source, *names], [target]))
-        source = target
-    return nodes, weights
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "merged"),
-    [
-        (([1], [3], [0], None), ([0], [9], [1], [2]), True),
-        (([3], [-9], [-1], [-1]), ([1], [2], [0], None), True),
-        (([0, 1], [2, 9], None, None), ([-2], [99], [2], None), True),
-        (([1], [3], [0], None), ([1], [2], [0], None), False),
-        (([1], [3], [-1], None), ([1], [2], [2], None), False),
-    ],
-)
-def test_slices(first, second, merged: bool) -> None:
-    nodes, weights = slices(first, second)
-    check("merge-slices", nodes, {"Slice": 1 if merged else 2}, inputs={"x": [4, 5, 6]}, initializers=weights)
-
-
-def test_slices_with_other_consumers() -> None:
-    nodes, weights = slices(([1], [3], [0], None), ([0], [9], [1], [2]))
-    check("merge-slices", nodes, {"Slice": 2}, inputs={"x": [4, 5, 6]}, initializers=weights, outputs=("y", "a"), reason="graph output")
-
-
 def test_in_functions_new_constants_are_nodes() -> None:
     body = [
         node("Constant", [], ["p"], value_ints=[0]),
