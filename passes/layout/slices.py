@@ -67,3 +67,18 @@ def joined(first: Cut, second: Cut, size: int | None) -> Cut | None:
 
 def _backwards(places: range, inner: range) -> range:
     return places[inner.start : inner.stop if inner.stop >= 0 else None : inner.step]
+
+
+def only_cut(context: Context, node: ir.Node) -> tuple[int, Cut] | None:
+    """The one axis along which a Slice takes less than all, and its cut; None where there are more, or none."""
+    cuts, dims = cuts_of(context, node), context.dims(node.inputs[0])
+    if cuts is None:
+        return None
+    found = [(a, cut) for a, cut in cuts.items() if not is_whole(cut, dims[a] if dims is not None and a < len(dims) else None)]
+    return found[0] if len(found) == 1 else None
+
+
+def is_whole(cut: Cut, size: int | str | None) -> bool:
+    """Whether a cut takes all of an axis."""
+    start, end, step = cut
+    return start == 0 and step == 1 and (end >= TO_THE_END or (isinstance(size, int) and end >= size))
