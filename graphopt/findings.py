@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from graphopt.pipeline.runner import Candidate, PassRun
     from graphopt.reporting import PassRecord, Report
     from graphopt.request import Request
+    from graphopt.steering.alternatives import Alternative
     from graphopt.steering.choices import Choice
 
 
@@ -24,6 +25,7 @@ class Findings:
         left_out: passes that nothing was measured for, and that are left out then.
         unreached: something that was asked for could not be had.
         verification, speed, quality, session, baked: as in the report.
+        alternatives: what other presets would gain.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -37,6 +39,7 @@ class Findings:
     quality: dict[str, Any] | None = None
     session: dict[str, Any] | None = None
     baked: dict[str, Any] | None = None
+    alternatives: list[Alternative] = field(default_factory=list)
 
     def unverified(self, why: str) -> None:
         """Nothing could be proved."""
@@ -97,6 +100,7 @@ class Findings:
                 "choices": [choice.to_dict() for choice in self.choices],
                 "session": self.session,
                 "baked": self.baked,
+                "alternatives": [other.to_dict() for other in self.alternatives],
                 "provenance": provenance,
             },
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from graphopt import runtime
 from graphopt.errors import GraphoptError
 from graphopt.findings import Findings
-from graphopt.request import Request, check, load, plan
+from graphopt.request import Request, alternatives, check, load, plan
 from graphopt.settings import Settings
 from graphopt.workbench import Stages, Workbench, work_folder
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphopt.pipeline.runner import Candidate, Hold
     from graphopt.reporting import Report
     from graphopt.reporting.progress import Progress
+    from graphopt.steering.alternatives import Alternative
     from graphopt.steering.tuning import Tuned
 
 _SECONDS = 15.0  # for the speed of a baked result
@@ -47,9 +48,9 @@ def optimize(request: Request, *, progress: Progress | None = None) -> Result:
     """
     from graphopt.reporting.progress import Progress
 
-    _, pipeline = plan(request)
+    registry, pipeline = plan(request)
     check(request)
-    return _Run(request, pipeline, Stages(progress or Progress(quiet=True))).carry_out()
+    return _Run(request, pipeline, alternatives(request, registry, pipeline), Stages(progress or Progress(quiet=True))).carry_out()
 
 
 class _Run:
@@ -57,9 +58,10 @@ class _Run:
 
     bench: Workbench
 
-    def __init__(self, request: Request, pipeline: Pipeline, stages: Stages) -> None:
+    def __init__(self, request: Request, pipeline: Pipeline, others: list[Pipeline], stages: Stages) -> None:
         self.request = request
         self.pipeline = pipeline
+        self.others = others
         self.stages = stages
         self.found = Findings()
 
@@ -88,6 +90,9 @@ class _Run:
             if request.bake:
                 with stage("bench", "baking"):
                     candidate = self._baked(candidate)
+            elif request.bench and self.others and self.bench.samples:
+                with stage("bench", "trying other presets"):
+                    found.alternatives = self._alternatives(candidate)
             if request.bench and request.tune:
                 with stage("bench", "tuning the session"):
                     tuned = self._tuned(candidate)
@@ -253,6 +258,13 @@ class _Run:
         self.found.unreached = True
         self.found.warnings.append(f"the result was not baked: {why}")
         return candidate
+
+    def _alternatives(self, candidate: Candidate) -> list[Alternative]:
+        """What other presets would gain."""
+        from graphopt.steering.alternatives import look
+
+        expected = sum(run.seconds for run in candidate.runs) + self.bench.compare_seconds
+        return look(self.bench, candidate, self.others, expected_seconds=expected)
 
     def _tuned(self, candidate: Candidate) -> Tuned | None:
         """Settings of the session with which the result is faster than in a plain one, and computes the same."""

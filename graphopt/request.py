@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt.errors import InputError, OptionError, OutputError
-from graphopt.pipeline.presets import Pipeline, build_pipeline
+from graphopt.pipeline.presets import Pipeline, build_pipeline, preset_names
 from graphopt.pipeline.registry import Registry
 from graphopt.runtime import short_name
 
@@ -92,6 +92,27 @@ def plan(request: Request) -> tuple[Registry, Pipeline]:
         provider=short_name(request.provider),
     )
     return registry, pipeline
+
+
+def alternatives(request: Request, registry: Registry, pipeline: Pipeline) -> list[Pipeline]:
+    """The pipelines that a report compares the result of this one with: of presets that are installed, with the same options.
+
+    One that the request does not fit (it sets an option of a pass that is not among its own) is left out.
+    """
+    if request.passes is not None:
+        return []
+    found = []
+    for name in pipeline.alternatives:
+        if name not in preset_names():
+            continue
+        try:
+            other = build_pipeline(
+                registry, preset=name, skip=request.skip, options=request.options, provider=short_name(request.provider)
+            )
+        except OptionError:
+            continue
+        found.append(other)
+    return found
 
 
 def load(request: Request) -> Model:

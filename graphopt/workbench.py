@@ -61,6 +61,7 @@ class Workbench:
     Attributes:
         samples: inputs to verify and time on; empty until they are found.
         reference: the original as verification sees it.
+        compare_seconds: what the last comparison took.
         folder: where candidates are written.
     """
 
@@ -72,6 +73,7 @@ class Workbench:
         self.folder = folder
         self.samples: list[Sample] = []
         self.reference: Reference | None = None
+        self.compare_seconds = 0.0
         self._first: Model | None = loaded
         self._trials = 0
         self._graphs: dict[tuple[bytes, Any], bytes | None] = {}
@@ -116,7 +118,7 @@ class Workbench:
         """What is wrong with the candidate (None: nothing), and the verification; `final`: with what was exercised."""
         from graphopt.verification import verify
 
-        request = self.request
+        request, started = self.request, time.perf_counter()
         effect = max([at_least, *(Effect(r.effect) for r in candidate.runs if r.applied)], key=lambda e: e.strength)
         with self.file(candidate) as path:
             found = verify(
@@ -124,6 +126,7 @@ class Workbench:
                 budget=request.budget if request.metric is None else None, threads=request.threads,
                 provider=request.provider, reference=self.reference, coverage=final, settings=settings,
             )  # fmt: skip
+        self.compare_seconds = time.perf_counter() - started
         wrong = [f"output {o.name!r}: {o.reason}" for o in found.outputs if not o.ok]
         reason = "; ".join(wrong) or "; ".join(found.notes) or "the outputs differ"
         return (reason if found.verdict == "different" else None), found.to_dict()

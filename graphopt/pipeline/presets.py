@@ -1,6 +1,7 @@
 """Pipelines: ordered lists of passes with options; presets are named ones in TOML.
 
     description = "what it is for"
+    alternatives = ["other"]        # presets that a report compares the result with, where they are installed
     rounds = 3                      # passes are run again until nothing changes, at most this often
 
     [[step]]
@@ -47,11 +48,13 @@ class Pipeline:
         name: the preset's name, or "custom".
         stages: the passes in order, each configured; a stage is done with before the next begins.
         description: one line.
+        alternatives: names of presets that a report compares the result with; some may not be installed.
     """
 
     name: str
     stages: tuple[Stage, ...]
     description: str = ""
+    alternatives: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, steps: Sequence[Pass], rounds: int = DEFAULT_ROUNDS) -> Pipeline:
@@ -180,12 +183,15 @@ def _load(name: str, registry: Registry, including: tuple[str, ...]) -> Pipeline
 
 
 def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including: tuple[str, ...]) -> Pipeline:
-    unknown = sorted(set(data) - {"description", "rounds", "step"})
+    unknown = sorted(set(data) - {"description", "alternatives", "rounds", "step"})
     if unknown:
-        raise OptionError(f"preset {name}: unknown key {unknown[0]!r} (known: description, rounds, step)")
+        raise OptionError(f"preset {name}: unknown key {unknown[0]!r} (known: description, alternatives, rounds, step)")
     rounds = data.get("rounds", DEFAULT_ROUNDS)
     if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= 10:
         raise OptionError(f"preset {name}: rounds must be a whole number from 1 to 10, not {rounds!r}")
+    alternatives = data.get("alternatives", [])
+    if not isinstance(alternatives, list) or not all(isinstance(a, str) for a in alternatives):
+        raise OptionError(f"preset {name}: alternatives is a list of names of presets")
     given = data.get("step", [])
     if not isinstance(given, list) or not all(isinstance(s, dict) for s in given):
         raise OptionError(f"preset {name}: steps are written as [[step]] tables")
@@ -214,7 +220,7 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
     stages += [Stage(tuple(steps), rounds)] if steps else []
     if not stages:
         raise OptionError(f"preset {name}: has no steps")
-    return Pipeline(Path(name).stem, tuple(stages), str(data.get("description", "")))
+    return Pipeline(Path(name).stem, tuple(stages), str(data.get("description", "")), tuple(alternatives))
 
 
 def _without(pipeline: Pipeline, names: Any) -> Pipeline:

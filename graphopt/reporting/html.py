@@ -69,6 +69,7 @@ def _summary(report: Report) -> str:
         rows.append(("Latency", escape(words.latency(report.speed))))
     if session := report.extra.get("session"):
         rows.append(("Session", escape(words.session(session))))
+    rows += [("Alternative", escape(words.alternative(other))) for other in report.extra.get("alternatives") or []]
     rows += [(label, escape(text)) for label, text in words.counts(report.before, report.after)]
     if report.quality:
         rows.append(("Quality", escape(words.quality(report.quality))))

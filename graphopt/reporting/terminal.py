@@ -138,6 +138,8 @@ def _outcome(console: Console, report: Report) -> None:
         _line(console, "", words.latency(speed))
     if session := report.extra.get("session"):
         _line(console, "Session", words.session(session), "green")
+    for i, other in enumerate(report.extra.get("alternatives") or []):
+        _line(console, "" if i else "Alternative", words.alternative(other))
     for label, figures in words.counts(report.before, report.after):
         _line(console, label, figures)
     if report.quality:

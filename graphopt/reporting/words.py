@@ -94,6 +94,22 @@ def session(figures: Mapping[str, Any]) -> str:
     return f"{ratio} with the settings in {figures['file']}: {'; '.join(parts)}"
 
 
+def alternative(figures: Mapping[str, Any]) -> str:
+    """What another preset would gain over the result, or that it would not."""
+    name, ratio = figures["preset"], figures["ratio"]
+    if ratio is None:
+        return f"preset {name}: {figures['verdict']}"
+    if not figures["pairs"]:
+        return f"preset {name}: no change, the runtime ends with the same graph"
+    spread = f"({_range(figures['low'], figures['high'])}, {_count(figures['pairs'], 'pair')})"
+    if figures.get("faster"):
+        return f"preset {name}: {ratio:.2f}x faster than this result {spread}"
+    if figures.get("slower"):
+        slower = _range(1 / figures["high"], 1 / figures["low"] if figures["low"] else None)
+        return f"preset {name}: {1 / ratio:.2f}x slower than this result ({slower}, {_count(figures['pairs'], 'pair')})"
+    return f"preset {name}: no measurable change ({ratio:.2f}x, {_range(figures['low'], figures['high'])})"
+
+
 def latency(figures: Mapping[str, Any]) -> str:
     """12.3 ms → 10.0 ms a run, and the time to make a session where that was taken."""
     text = f"{milliseconds(figures.get('before_ms'))} → {milliseconds(figures.get('after_ms'))} a run"

@@ -44,8 +44,8 @@ class Choice:
         }  # fmt: skip
 
     def text(self) -> str:
-        """The decision in one line."""
-        line = f"{self.pass_name} was {'kept' if self.kept else 'undone'}: {self.reason}"
+        """The decision in one line, without the pass's name."""
+        line = f"{'kept' if self.kept else 'undone'}: {self.reason}"
         if self.speed is not None:
             line += f", {self.speed.ratio:.3f}x ({self.speed.low:.3f} to {self.speed.high:.3f})"
         if self.kept and self.nodes_with > self.nodes_without:

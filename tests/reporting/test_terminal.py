@@ -165,3 +165,37 @@ def test_refusals_beyond_the_most_frequent_reasons_are_counted():
 @pytest.mark.parametrize(("value", "text"), [(1.0, "1"), (0.99999999, "0.999999"), (0.5, "0.500000"), (-0.25, "-0.250000")])
 def test_a_cosine_is_never_rounded_up(value, text):
     assert words.cosine(value) == text
+
+
+SETTINGS = {
+    "graph_optimization_level": "extended",
+    "disabled_optimizers": ["A", "B"],
+    "intra_op_num_threads": 1,
+    "config": {"session.intra_op.allow_spinning": "0"},
+}
+INTERVAL = {"low": 1.05, "high": 1.1, "pairs": 40}
+
+
+def test_settings_of_the_session(report):
+    report.extra["session"] = {"file": "m.session.json", "settings": SETTINGS, "ratio": 1.08} | INTERVAL
+    shown = " ".join(render(report, width=300).split())
+    assert (
+        "Session 1.08x faster still (1.05–1.10, 40 pairs) with the settings in m.session.json: "
+        "A, B off; optimization level extended; 1 thread; session.intra_op.allow_spinning = 0"
+    ) in shown
+
+
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        ({"ratio": 1.08, "faster": True} | INTERVAL, "preset other: 1.08x faster than this result (1.05–1.10, 40 pairs)"),
+        ({"ratio": 0.5, "slower": True, "low": 0.4, "high": 0.6, "pairs": 1},
+         "preset other: 2.00x slower than this result (1.67–2.50, 1 pair)"),
+        ({"ratio": 1.0, "low": 0.99, "high": 1.01, "pairs": 9, "faster": False}, "preset other: no measurable change (1.00x, 0.99–1.01)"),
+        ({"ratio": 1.0, "low": 1.0, "high": 1.0, "pairs": 0}, "preset other: no change, the runtime ends with the same graph"),
+        ({"ratio": None, "low": None, "high": None, "pairs": 0}, "preset other: different"),
+    ],
+)
+def test_other_presets(report, figures, says):
+    report.extra["alternatives"] = [{"preset": "other", "verdict": "different" if figures["ratio"] is None else "identical"} | figures]
+    assert f"Alternative {says}\n" in render(report, width=200)

@@ -71,7 +71,7 @@ def test_a_pass_that_loses_here_is_undone(path: Path, preset: Path) -> None:
     assert (shadow["pass"], shadow["decision"], shadow["ratio"]) == ("shadow", "undone", None)
     assert "same graph" in shadow["reason"]
     assert record(result, "burden")["status"] == "rolled-back"
-    assert "burden was undone: it is slower" in record(result, "burden")["note"]
+    assert "undone: it is slower" in record(result, "burden")["note"]
     assert report["verification"]["verdict"] == "identical"
     assert not report["warnings"]
 
