@@ -25,6 +25,7 @@ _WHERE = {
         "const", "constant_array", "guards", "op", "option", "scalar_of", "var",
     ),
     "graphopt.sessions": ("session",),
+    "graphopt.rewriting.onnxscript_adapter": ("OnnxscriptRewrite",),
     "graphopt.verification": ("Reference", "Sample", "Verification", "load_samples", "synthesize", "verify"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         scalar_of,
         var,
     )
+    from graphopt.rewriting.onnxscript_adapter import OnnxscriptRewrite
     from graphopt.sessions import session
     from graphopt.verification import Reference, Sample, Verification, load_samples, synthesize, verify
 

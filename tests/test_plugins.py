@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -22,9 +23,9 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
 
 
-def example() -> str:
-    """The code of the worked example."""
-    return re.search(r"<!-- example -->\n```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
+def example(name: str = "example") -> str:
+    """The code of the worked example, or of another."""
+    return re.search(rf"<!-- {name} -->\n```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
 
 
 def division() -> onnx.ModelProto:
@@ -200,3 +201,17 @@ def test_a_pass_that_raises_is_isolated(tmp_path: Path, divisions: Path, capsys:
     after = onnx.load(tmp_path / "m.opt.onnx")
     assert [o.name for o in after.graph.output] == ["y"]
     assert ops(after) == {"Mul": 1, "Div": 1, "Relu": 1}
+
+
+def test_example_of_a_rule_of_onnxscript(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, source, target = tmp_path / "swap.py", tmp_path / "m.onnx", tmp_path / "out.onnx"
+    path.write_text(example("onnxscript example"))
+    nodes = [node("Sub", ["x", "z"], ["a"]), node("Neg", ["a"], ["y"]), node("Sub", ["i", "j"], ["b"]), node("Neg", ["b"], ["k"])]
+    before = model(nodes, {n: [3] for n in "xzij"}, ["y", "k"], types=dict.fromkeys("ijk", onnx.TensorProto.INT64))
+    onnx.save(before, source)
+    code = invoke(["run", str(source), "-o", str(target), "--plugin", str(path), "--passes", "swap-negated-sub", "--no-bench", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0 and report["verification"]["verdict"] in ("identical", "equivalent")
+    assert report["passes"][0]["applied"] == 1
+    assert report["passes"][0]["refused"] == [{"node": "k", "reason": "the values are not known to be floating-point (i)"}]
+    assert ops(onnx.load(target)) == {"Sub": 2, "Neg": 1}

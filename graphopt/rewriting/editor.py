@@ -86,6 +86,20 @@ class Editor:
         self.created.append(node)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
+    def adopt(self, nodes: Sequence[ir.Node], initializers: Sequence[ir.Value] = ()) -> None:
+        """Take nodes, in their order, and constants that were made elsewhere and stand in no graph yet; they are renamed."""
+        fresh = self.context.index.fresh_name
+        for value in initializers:
+            value.name = fresh(value.name or "constant")
+            value.meta[INFERRED] = True
+            self.initializers.append(value)
+        for node in nodes:
+            node.name = fresh(node.name or f"{self.match.root.name or node.op_type}")
+            for i, value in enumerate(node.outputs):
+                value.name = fresh(node.name if len(node.outputs) == 1 else f"{node.name}_{i}")
+                value.meta[INFERRED] = True
+            self.created.append(node)
+
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let every consumer of `old`, and the graph's outputs, take `new` instead."""
         self.replacements.append((old, new))

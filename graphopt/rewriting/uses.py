@@ -34,3 +34,12 @@ def release_inputs(node: ir.Node) -> list[ir.Value]:
             freed.append(value)
     node._inputs = (None,) * len(node._inputs)
     return freed
+
+
+def drop_detached_uses(value: ir.Value) -> None:
+    """Let nodes that stand in no graph, and came last, let go of a value."""
+    while value._uses:
+        node = next(reversed(value._uses)).node
+        if node.graph is not None:
+            return
+        release_inputs(node)
