@@ -26,7 +26,8 @@ ROUNDS = 12  # a bad order takes longer to come to the same end
 def optimize(source: Path, target: Path, pipeline: Pipeline) -> list[str]:
     """Run a pipeline from file to file; the passes that changed something."""
     candidate = run_pipeline(lambda: load_model(source), pipeline)
-    assert [f"{r.name}: {r.note}" for r in candidate.runs if r.status == "failed"] == []
+    failed = [f"{r.name}: {r.note}" for r in candidate.runs if r.status == "failed"]
+    assert not failed, failed
     save_model(candidate.model, target)
     return sorted({a.pass_name for a in candidate.applications})
 

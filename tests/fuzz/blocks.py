@@ -7,7 +7,7 @@ import math
 import numpy as np
 from onnx import helper
 
-from tests.fuzz import compute, movement
+from tests.fuzz import compute, movement, patterns
 from tests.fuzz.build import WIDTH, Builder, V, graph_of
 
 HEADS = 2
@@ -129,8 +129,8 @@ def loop(b: Builder) -> None:
         b.keep(b.binary("Add", x, total))
 
 
-_NO_DOUBLE = (compute.conv, compute.conv_transpose, compute.parallel)  # the runtime has no kernels for them
-BLOCKS = {**compute.BLOCKS, **movement.BLOCKS, attention: 4, branch: 2, loop: 1}
+_NO_DOUBLE = (compute.conv, compute.conv_transpose, compute.parallel, *patterns.NO_DOUBLE)  # the runtime has no kernels for them
+BLOCKS = {**compute.BLOCKS, **movement.BLOCKS, **patterns.BLOCKS, attention: 4, branch: 2, loop: 1}
 
 
 def step(b: Builder) -> None:

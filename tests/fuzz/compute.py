@@ -224,21 +224,29 @@ def normalization(b: Builder) -> None:
 
 
 def _layer_norm(b: Builder) -> V:
-    x = b.sequence()
+    y = layer_norm_of(b, b.sequence())
+    return linear_of(b, y) if b.r.random() < 0.5 else y
+
+
+def layer_norm_of(b: Builder, x: V) -> V:
+    """LayerNormalization over the last axis, as one operator or spelled out."""
     if b.opset >= 17 and b.r.random() < 0.3:
-        y = b.node("LayerNormalization", [x, b.weight(WIDTH), b.weight(WIDTH)], x.dims, axis=-1)
-        return linear_of(b, y) if b.r.random() < 0.5 else y
+        return b.node("LayerNormalization", [x, b.weight(WIDTH), b.weight(WIDTH)], x.dims, axis=-1)
     centred = b.binary("Sub", x, b.mean(x, [-1]))
     square = b.binary("Pow", centred, b.constant(2.0, b.float)) if b.r.random() < 0.6 else b.binary("Mul", centred, centred)
     deviation = b.unary("Sqrt", b.binary("Add", b.mean(square, [-1]), b.constant(1e-3, b.float)))
     y = b.binary("Div", centred, deviation) if b.r.random() < 0.7 else b.binary("Mul", centred, b.unary("Reciprocal", deviation))
     if b.r.random() < 0.8:
         y = b.binary("Add", b.binary("Mul", y, b.weight(WIDTH)), b.weight(WIDTH))
-    return linear_of(b, y) if b.r.random() < 0.4 else y
+    return y
 
 
 def _rms_norm(b: Builder) -> V:
-    x = b.sequence()
+    return rms_norm_of(b, b.sequence())
+
+
+def rms_norm_of(b: Builder, x: V) -> V:
+    """RMSNormalization over the last axis, spelled out."""
     square = b.binary("Pow", x, b.constant(2.0, b.float)) if b.r.random() < 0.6 else b.binary("Mul", x, x)
     root = b.unary("Sqrt", b.binary("Add", b.mean(square, [-1]), b.constant(1e-3, b.float)))
     y = b.binary("Div", x, root) if b.r.random() < 0.4 else b.binary("Mul", x, b.unary("Reciprocal", root))
