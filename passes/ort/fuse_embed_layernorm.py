@@ -37,6 +37,7 @@ class FuseEmbedLayernorm(Rewrite):
         gathers, inner = _gathers(add)
         if gathers is None:
             return
+        guards.require(len(set(gathers)) == len(gathers), "an embedding is added to itself")
         match.nodes += [*inner, *gathers]
         guards.same_graph(*match.nodes)
         for node, consumer in ((add, norm), *((n, add) for n in inner)):

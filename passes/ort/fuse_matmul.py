@@ -66,6 +66,8 @@ class FuseMatmul(Rewrite):
             guards.require(ranks[0] == ranks[1], "its operands are of different ranks")
         alpha = float(guards.attribute(root, "alpha", 1.0)) * a.factor * b.factor * factor
         guards.require(abs(alpha) <= _LARGEST, "its factors together are not finite")
+        if context.dtype(root.outputs[0]) is ir.DataType.DOUBLE:  # the attribute is single precision
+            guards.require(float(np.float32(alpha)) == alpha, "its factor would lose digits")
         given = {
             "alpha": alpha, "transA": int(a.trans), "transB": int(b.trans),
             "transBatchA": int(a.trans_batch), "transBatchB": int(b.trans_batch),

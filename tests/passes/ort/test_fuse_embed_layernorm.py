@@ -91,3 +91,10 @@ def test_other_sums() -> None:
     e = Expression()
     e.LayerNormalization(e.Add(e.Gather(array(9, 8), "i", axis=1), e.Gather(array(9, 8), "i", axis=1)), np.ones(8, "f4"), output="y")
     unmatched(NAME, e.model({"i": (2, 8)}, {"y": [None] * 3}, types={"i": TensorProto.INT64}))
+
+
+def test_an_embedding_added_to_itself() -> None:
+    e = Expression()
+    gathered = e.Gather(array(9, 8), "ids")
+    e.LayerNormalization(e.Add(gathered, gathered), array(8, seed=3), array(8, seed=4), output="y")
+    refused(NAME, e.model({"ids": IDS}, {"y": [None] * 3}, types={"ids": TensorProto.INT64}), "added to itself")

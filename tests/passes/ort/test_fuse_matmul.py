@@ -126,3 +126,14 @@ def test_refusals() -> None:
 def test_what_does_not_fit(before) -> None:
     rank = 4 if before is not None and before.__code__.co_consts.count((1, 1, 1, 1)) else 3
     unmatched(NAME, product(before=before).model({"x": (3, 3, 3), "z": (3, 3, 5)}, {"y": [None] * rank}))
+
+
+def test_a_factor_of_a_double_product_must_be_single_precision() -> None:
+    """FusedMatMul takes its factor as a float32."""
+    for divisor, reason in ((3.0, "its factor would lose digits"), (4.0, None)):
+        e = product(after=lambda e, p, d=divisor: e.Div(p, d, output="y"), dtype="float64")
+        before = e.model({"x": (2, 3), "z": (3, 4)}, {"y": [None] * 2})
+        if reason:
+            refused(NAME, before, reason)
+        else:
+            becomes(NAME, before, {"FusedMatMul": 1})
