@@ -43,13 +43,13 @@ def is_scalar_of(value: ir.Value, number: float) -> np.generic | None:
 
 @dataclass(frozen=True)
 class EliminateNoopArithmetic(Rewrite):
-    """Remove x*1, x/1, x-0, x**1, and-true, or-false, Where with a constant condition, and Sum, Min, Max, Mean of one input."""
+    """Remove x*1, x/1, x-0, x**1, and-true, or-false, max with -inf, Where with a constant condition, and Sum, Min, Max, Mean of one."""
 
     name = "eliminate-noop-arithmetic"
 
     def patterns(self) -> Sequence[Pattern]:
         return (
-            op(("Mul", "Add", "And", "Or", "Xor"), var("x"), const("c"), commutative=True),
+            op(("Mul", "Add", "And", "Or", "Xor", "Max", "Min"), var("x"), const("c"), commutative=True),
             op(("Sub", "Div", "Pow"), var("x"), const("c")),
             op("Where", const("condition"), var("a"), var("b"), bind="where"),
             op(("Sum", "Min", "Max", "Mean"), var("x"), bind="single"),
@@ -87,6 +87,8 @@ class EliminateNoopArithmetic(Rewrite):
             # An integer base is raised in floating point, which loses the low bits of a large one.
             require(base in FLOATS, "the base is not known to be a floating-point number")
             return True
+        if kind in ("Max", "Min"):
+            return bool(number == (-np.inf if kind == "Max" else np.inf))
         if kind in ("And", "Or", "Xor"):
             return bool(number) == (kind == "And")
         if number != 0:

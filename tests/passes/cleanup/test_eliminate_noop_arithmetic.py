@@ -19,6 +19,8 @@ ARITHMETIC = "eliminate-noop-arithmetic"
         ("Sub", 0.0),
         ("Add", -0.0),
         ("Pow", 1.0),
+        ("Max", -np.inf),
+        ("Min", np.inf),
         ("Mul", np.ones((1, 3), np.float32)),
         ("Mul", np.ones((2, 3), np.float32)),
     ],
@@ -40,7 +42,9 @@ def test_neutral_constant_on_the_left() -> None:
     check(ARITHMETIC, [node("Sub", ["k", "first"], ["a"])], {"x": [2, 3]}, {"k": np.float32(0)}, gone=False, feeds={"x": SIGNED})
 
 
-@pytest.mark.parametrize(("kind", "constant"), [("Mul", 1.000009), ("Add", 5e-9), ("Sub", 1e-45), ("Div", 0.9999999), ("Pow", 1.0000001)])
+@pytest.mark.parametrize(
+    ("kind", "constant"), [("Mul", 1.000009), ("Add", 5e-9), ("Sub", 1e-45), ("Div", 0.9999999), ("Pow", 1.0000001), ("Max", -3e38)]
+)
 def test_nearly_neutral_constants_stay(kind: str, constant: float) -> None:
     check(ARITHMETIC, [node(kind, ["first", "k"], ["a"])], {"x": [2, 3]}, {"k": np.float32(constant)}, gone=False)
 
