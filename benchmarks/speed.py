@@ -44,7 +44,7 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Path]]:
 def row(name: str, path: Path, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "result.onnx"
-        report = optimize(Request(path, target, preset=options.preset, threads=options.threads)).report
+        report = optimize(Request(path, target, preset=options.preset, threads=options.threads, tune=False)).report
         speed = compare(path, target, _feeds(name, path, options), threads=options.threads, max_seconds=options.seconds)
     before, after = report.before, report.after
     return (

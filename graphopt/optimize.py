@@ -275,7 +275,11 @@ class _Run:
             return None
         on_cpu = runtime.resolve_provider(request.provider) == runtime.CPU
         with bench.file(candidate) as path:
-            tuned = tune(bench, path, threads=request.threads, cores=runtime.usable_cores(), on_cpu=on_cpu, run_ms=bench.run_ms(path))
+            taken = bench.latency(path)
+            tuned = tune(
+                bench, path, threads=request.threads, cores=runtime.usable_cores(), on_cpu=on_cpu, run_ms=taken.ms,
+                session_ms=taken.session_ms,
+            )  # fmt: skip
         if tuned is None:
             return None
         bench.tell("verifying")

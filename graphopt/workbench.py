@@ -16,7 +16,7 @@ from graphopt.rewriting.base import Effect
 from graphopt.settings import Settings
 
 if TYPE_CHECKING:
-    from graphopt.measurement import Speed
+    from graphopt.measurement import Latency, Speed
     from graphopt.model import Model
     from graphopt.pipeline.presets import Pipeline
     from graphopt.pipeline.runner import Candidate
@@ -172,11 +172,11 @@ class Workbench:
             self._graphs[key] = final_graph(path, threads=self.request.threads, provider=self.request.provider, settings=settings)
         return self._graphs[key]
 
-    def run_ms(self, path: Path) -> float:
-        """Milliseconds that a run takes, roughly."""
+    def latency(self, path: Path) -> Latency:
+        """How long a run and a session take, roughly."""
         from graphopt.measurement import bench
 
-        return bench(path, self.samples[0].feeds, threads=self.request.threads, provider=self.request.provider, max_seconds=0.3).ms
+        return bench(path, self.samples[0].feeds, threads=self.request.threads, provider=self.request.provider, max_seconds=0.3)
 
     def race_settings(self, path: Path, a: Settings, b: Settings, seconds: float, decide: float | None = None) -> Speed:
         """The measured speed of a model under settings b beside itself under settings a."""

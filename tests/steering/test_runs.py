@@ -10,6 +10,7 @@ import pytest
 
 import graphopt
 from graphopt.errors import OutputError
+from graphopt.measurement import Latency
 from graphopt.optimize import Result, optimize
 from graphopt.request import Request
 from graphopt.workbench import Workbench
@@ -48,7 +49,7 @@ def even(monkeypatch: pytest.MonkeyPatch, **ratios: float) -> None:
     """Every timing says that nothing changes, but for those named."""
     monkeypatch.setattr(Workbench, "speed_of", lambda self, *args: speed(ratios.get("speed_of", 1.0)))
     monkeypatch.setattr(Workbench, "race", lambda self, *args: speed(ratios.get("race", 1.0)))
-    monkeypatch.setattr(Workbench, "run_ms", lambda self, path: 1.0)
+    monkeypatch.setattr(Workbench, "latency", lambda self, path: Latency(1.0, 1.0, 1.0, 9, 0.95, 1.0, 1, "cpu"))
     monkeypatch.setattr(Workbench, "optimizers", lambda self, path: ("Something",))
     graph = Workbench.graph_with
     by_settings = lambda self, path, settings: graph(self, path, None) + repr(settings and settings.disabled).encode()  # noqa: E731
