@@ -30,6 +30,7 @@ class FoldPad(Rewrite):
 
     name = "fold-pad"
     effect = Effect.ROUNDING
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(("Conv", "AveragePool", "MaxPool"), op("Pad", var("x"), ..., bind="pad"), ...),)

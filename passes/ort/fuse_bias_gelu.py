@@ -21,6 +21,7 @@ class FuseBiasGelu(Rewrite):
     name = "fuse-bias-gelu"
     effect = Effect.ROUNDING
     providers = frozenset({"cuda"})
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         add = op("Add", var("a"), var("b"), bind="add")

@@ -28,6 +28,7 @@ class FuseEmbedLayernorm(Rewrite):
     name = "fuse-embed-layernorm"
     effect = Effect.ROUNDING
     providers = frozenset({"cuda"})
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("LayerNormalization", op("Add", var("a"), var("b"), bind="add"), ..., bind="norm"),)

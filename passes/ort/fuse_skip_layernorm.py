@@ -27,6 +27,7 @@ class FuseSkipLayernorm(Rewrite):
     name = "fuse-skip-layernorm"
     effect = Effect.ROUNDING
     providers = frozenset({"cuda"})
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(("Add", "Sum"), var("a"), var("b")),)

@@ -42,6 +42,7 @@ class BoundMaskedSoftmax(Rewrite):
     name = "bound-masked-softmax"
     effect = Effect.ROUNDING
     providers = frozenset({"cpu"})
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         return (
