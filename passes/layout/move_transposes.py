@@ -48,18 +48,21 @@ class MoveTransposes(Pass):
             turns -= 1
             seen.difference_update(part.values.items())
             near = [n for v in part.values for n in (v.producer(), *(u.node for u in v.uses()))]
+            near += [v.producer() for n in near if is_transpose(n) for v in n.inputs]  # type: ignore[union-attr]
             turning = Turning(context, part, node)
             turning.run()
-            pending.extend(n for n in dict.fromkeys((*turning.made, *near, node)) if is_transpose(n))
+            for again in dict.fromkeys((*turning.made, *near, node)):
+                if is_transpose(again) and again.graph is not None:
+                    seen.difference_update(_seeds(again, perm_of(context, again)))
+                    pending.append(again)
 
     def _at(self, node: ir.Node, context: Context, regions: Regions, seen: set[tuple[ir.Value, Perm]]) -> Region | None:
         """The region behind or before one Transpose that pays to turn over."""
-        perm = perm_of(context, node)
-        x, graph = node.inputs[0], node.graph
-        if perm is None or x is None or graph is None or is_identity(perm):
+        perm, graph = perm_of(context, node), node.graph
+        if perm is None or graph is None or is_identity(perm):
             return None
         reason = None
-        for seed, wanted in ((node.outputs[0], inverse(perm)), (x, perm)):
+        for seed, wanted in _seeds(node, perm):
             if (seed, wanted) in seen:
                 continue
             region = regions.grow(seed, wanted, graph)
@@ -78,3 +81,9 @@ class MoveTransposes(Pass):
         if reason is not None:
             context.log.refuse(node, reason)
         return None
+
+
+def _seeds(node: ir.Node, perm: Perm | None) -> list[tuple[ir.Value, Perm]]:
+    """What a Transpose would do without: its output as its input is, and its input as its output is."""
+    x = node.inputs[0]
+    return [] if perm is None or x is None else [(node.outputs[0], inverse(perm)), (x, perm)]

@@ -41,14 +41,14 @@ class Region:
     values: dict[ir.Value, Perm] = field(default_factory=dict)
     flips: dict[ir.Node, Flip] = field(default_factory=dict)
 
-    def inputs_of(self, node: ir.Node) -> list[tuple[ir.Value, Perm]]:
-        """What an operator of the region consumes in another layout; constants are left out."""
-        return [(v, p) for v, p in zip(node.inputs, self.flips[node].inputs) if p is not None and v is not None and v in self.values]
-
     def takes(self, node: ir.Node, index: int) -> bool:
         """Whether an input of `node` is wanted in the new layout."""
         flip = self.flips.get(node)
         return flip is not None and flip.inputs[index] is not None
+
+    def enters(self, value: ir.Value) -> bool:
+        """Whether operators of the region take `value`, made outside of it, in the new layout."""
+        return value in self.values and not self.makes(value) and any(self.takes(u.node, u.idx) for u in value.uses())
 
     def makes(self, value: ir.Value) -> bool:
         """Whether an operator of the region gives `value` in the new layout."""
@@ -153,6 +153,8 @@ class Regions:
             for node in outside:
                 second = self._transpose(region, node)
                 if second is not None and len(second) == len(perm):
+                    if region.enters(node.outputs[0]):
+                        continue  # its other end counts it
                     less.append(self._one(second, value, into=node))
                     more.append(self._one(compose(inverse(perm), second), value, perm, node))
                 elif not is_shape(node):
@@ -163,8 +165,14 @@ class Regions:
             node = value.producer()
             first = self._transpose(region, node) if node is not None else None
             if first is not None and len(first) == len(perm):
-                more.append(self._one(compose(first, perm), node.inputs[0]))  # type: ignore[union-attr, arg-type]
-                if not outside and not value.is_graph_output():
+                x = node.inputs[0]  # type: ignore[union-attr]
+                stays = bool(outside) or value.is_graph_output()
+                turned = region.values[x] if x in region.values and region.makes(x) else None
+                now = first if turned is None else compose(inverse(turned), first)
+                more.append(self._one(compose(now, perm), x, turned))  # type: ignore[arg-type]
+                if stays and turned is not None:
+                    more.append(self._one(now, x, turned))  # type: ignore[arg-type]
+                if not stays or turned is not None:
                     less.append(self._one(inverse(first), value))
             else:
                 more.append(self._one(perm, value))
@@ -203,7 +211,7 @@ class Regions:
             flip = region.flips.get(node)
             if flip is None:
                 continue
-            values = dict.fromkeys(v for v in (*node.inputs, *node.outputs) if v is not None and v in region.values)
+            values = self._touched(region, node)
             before = sum(self._change(region, v)[1] for v in values) + self._penalty(node, flip)[1]
             del region.flips[node]
             if sum(self._change(region, v)[1] for v in values) > before:
@@ -214,6 +222,16 @@ class Regions:
                     if near in region.flips and near not in queued:
                         queued.add(near)
                         pending.append(near)
+
+    def _touched(self, region: Region, node: ir.Node) -> dict[ir.Value, None]:
+        """The values of a region whose cost hangs on whether an operator is in it."""
+        found = dict.fromkeys(v for v in (*node.inputs, *node.outputs) if v is not None and v in region.values)
+        for value in list(found):
+            producer = value.producer()
+            near = [producer.inputs[0]] if is_transpose(producer) else []  # type: ignore[union-attr]
+            near += [u.node.outputs[0] for u in value.uses() if is_transpose(u.node)]
+            found.update(dict.fromkeys(v for v in near if v in region.values))
+        return found
 
     def parts(self, region: Region) -> list[Region]:
         """The connected parts of what was left of a region, each with the values it touches."""
