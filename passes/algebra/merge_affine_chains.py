@@ -66,7 +66,7 @@ class MergeAffineChains(Rewrite):
 
 
 def _is_step(node: ir.Node) -> bool:
-    if not same_domain(node.domain, ""):
+    if node.op_type not in _STEPS or not same_domain(node.domain, ""):
         return False
     if node.op_type in ("Neg", "BatchNormalization"):
         return True

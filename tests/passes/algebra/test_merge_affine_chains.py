@@ -107,6 +107,19 @@ def test_one_scale_and_one_shift_stay() -> None:
         stays(chain(*steps))
 
 
+@pytest.mark.parametrize("kind", ["Max", "Pow", "Unsqueeze", "Concat"])
+def test_other_operators_with_a_constant_are_no_step(kind: str) -> None:
+    """Around a Mul and an Add: nothing of them may be taken for a scale or a shift."""
+    constant = np.asarray([0]) if kind == "Unsqueeze" else array(*X, low=0.5)
+    attributes = {"axis": 0} if kind == "Concat" else {}
+    nodes = [
+        node(kind, ["x", "c"], ["a"], **attributes), node("Mul", ["a", "m"], ["b"]), node("Add", ["b", "m"], ["d"]),
+        node(kind, ["d", "c"], ["y"], **attributes),
+    ]  # fmt: skip
+    before = model(nodes, {"x": X}, ["y"], {"c": constant, "m": np.float32([0.3])})
+    stays(before)
+
+
 def test_constants_that_cancel() -> None:
     refused(chain(("Add", np.float32(2**23)), ("Sub", np.float32(2**23))), "cancel")
     refused(chain(("Mul", S), ("Add", np.float32(2**23)), ("Add", np.float32(0.25 - 2**23))), "cancel")
