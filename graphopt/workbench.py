@@ -16,7 +16,7 @@ from graphopt.rewriting.base import Effect
 from graphopt.settings import Settings
 
 if TYPE_CHECKING:
-    from graphopt.measurement import Latency, Speed
+    from graphopt.measurement import FinalGraph, Latency, Speed
     from graphopt.model import Model
     from graphopt.pipeline.presets import Pipeline
     from graphopt.pipeline.runner import Candidate
@@ -76,7 +76,7 @@ class Workbench:
         self.compare_seconds = 0.0
         self._first: Model | None = loaded
         self._trials = 0
-        self._graphs: dict[tuple[bytes, Any], bytes | None] = {}
+        self._graphs: dict[tuple[bytes, Any], FinalGraph | None] = {}
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
@@ -158,12 +158,12 @@ class Workbench:
         with self.file(a) as first, self.file(b) as second:
             return self._timed(first, second, seconds, decide)
 
-    def graph_of(self, candidate: Candidate) -> bytes | None:
-        """The signature of the graph that the runtime ends with; None where there is no telling."""
+    def graph_of(self, candidate: Candidate) -> FinalGraph | None:
+        """The graph that the runtime ends with; None where there is no telling."""
         with self.file(candidate) as path:
             return self.graph_with(path, None)
 
-    def graph_with(self, path: Path, settings: Settings | None) -> bytes | None:
+    def graph_with(self, path: Path, settings: Settings | None) -> FinalGraph | None:
         """The same of a file, under settings; worked out once for a file of the same bytes."""
         from graphopt.measurement import final_graph
 

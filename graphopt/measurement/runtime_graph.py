@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,18 @@ if TYPE_CHECKING:
 
 # Integer tensors up to this many elements are told apart by their values: they are shapes, axes, sizes.
 _SMALL = 64
+
+
+@dataclass(frozen=True)
+class FinalGraph:
+    """The graph that the runtime ends with; two are equal where they are the same to it (see `same_runtime_graph`).
+
+    signature: a digest of its structure. operators: how often each occurs, subgraphs included, with the domain before
+    those that are not ONNX's: "com.microsoft::BiasGelu".
+    """
+
+    signature: bytes
+    operators: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 def same_runtime_graph(
@@ -48,8 +62,8 @@ def final_graph(
     provider: str = "cpu",
     settings: Settings | None = None,
     max_bytes: int = 256 << 20,
-) -> bytes | None:
-    """The signature of the graph that the runtime ends with, see `same_runtime_graph`; None where there is no telling."""
+) -> FinalGraph | None:
+    """The graph that the runtime ends with; None where there is no telling, as for `same_runtime_graph`."""
     return None if _bytes_of(model) > max_bytes else _final(model, threads, provider, settings)
 
 
@@ -79,8 +93,8 @@ def _bytes_of(model: str | os.PathLike | bytes) -> int:
     return size
 
 
-def _final(model: str | os.PathLike | bytes, threads: int, provider: str, settings: Settings | None) -> bytes | None:
-    """The signature of the graph that the runtime ends with; None where it cannot write that graph."""
+def _final(model: str | os.PathLike | bytes, threads: int, provider: str, settings: Settings | None) -> FinalGraph | None:
+    """The graph that the runtime ends with; None where it cannot write that graph."""
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="graphopt-graph-") as folder:
@@ -100,7 +114,15 @@ def _final(model: str | os.PathLike | bytes, threads: int, provider: str, settin
         onnx.load_external_data_for_model(final, folder)
     except (OSError, onnx.checker.ValidationError):  # the runtime reads more paths (links) than the onnx package does
         return None
-    return signature(final)
+    return FinalGraph(signature(final), Counter(_operators(final.graph)))
+
+
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs):
+                yield from _operators(inner)
 
 
 def signature(model: onnx.ModelProto) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from graphopt.measurement import Speed
+from graphopt.measurement import FinalGraph, Speed
 from graphopt.pipeline.presets import Pipeline
 from graphopt.pipeline.runner import Candidate, Hold
 
@@ -19,7 +19,7 @@ class Bench(Protocol):
 
     def build(self, hold: Hold | None = None, pipeline: Pipeline | None = None) -> Candidate: ...
 
-    def graph_of(self, candidate: Candidate) -> bytes | None: ...
+    def graph_of(self, candidate: Candidate) -> FinalGraph | None: ...
 
     def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed: ...
 

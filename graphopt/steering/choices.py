@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.measurement import Speed
@@ -27,6 +27,7 @@ class Choice:
         reason: why, in one clause.
         nodes_with, nodes_without: of the two candidates.
         speed: of the one with the pass beside the one without; None where nothing was timed.
+        operators: what the pass changes in the graph that the runtime ends with: operator, how many with it, and without.
     """
 
     pass_name: str
@@ -35,12 +36,14 @@ class Choice:
     nodes_with: int
     nodes_without: int
     speed: Speed | None = None
+    operators: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         figures = {key: None if self.speed is None else getattr(self.speed, key) for key in ("ratio", "low", "high", "pairs")}
         return {
             "pass": self.pass_name, "decision": "kept" if self.kept else "undone", "reason": self.reason,
             "nodes_with": self.nodes_with, "nodes_without": self.nodes_without, **figures,
+            "runtime_operators": {op: list(both) for op, both in self.operators.items()},
         }  # fmt: skip
 
     def text(self) -> str:
@@ -50,6 +53,10 @@ class Choice:
             line += f", {self.speed.ratio:.3f}x ({self.speed.low:.3f} to {self.speed.high:.3f})"
         if self.kept and self.nodes_with > self.nodes_without:
             line += f"; that takes {self.nodes_with - self.nodes_without:,} nodes more"
+        # The runtime's own domains: what it made of patterns that it found.
+        hidden = [f"{op.split('::')[-1]} {had} to {has}" for op, (has, had) in self.operators.items() if "::" in op and has < had]
+        if hidden:
+            line += f"; it hides patterns from the runtime's own fusions: {', '.join(hidden)}"
         return line
 
 
@@ -64,9 +71,9 @@ def choose(
     """Decide of each pass that is `measured` and applied anything, in turn, whether the candidate is better off without it.
 
     A pass that is measurably faster is kept, one that is measurably slower undone. Where neither can be told, what
-    has fewer nodes is taken, and at as many nodes what the pass says of itself (`unmeasured`); so it is, too, once
-    `seconds` are over. The passes are few and mostly independent: one after the other is left out of the best
-    candidate so far.
+    has fewer nodes is taken, and at as many nodes what the pass says of itself (`unmeasured`), as it is once `seconds`
+    are over. A figure that speaks against that is taken a second time before it is believed. The passes are few and
+    mostly independent: one after the other is left out of the best candidate so far.
     """
     end = clock() + seconds
     defaults = {step.name: step.unmeasured == "keep" for step in passes if step.measured}
@@ -83,6 +90,8 @@ def choose(
         nodes_with, nodes_without = count_nodes(candidate.model.graph), count_nodes(trial.candidate.model.graph)
         speed = trial.speed
         fewer = defaults[name] if nodes_with == nodes_without else nodes_with < nodes_without
+        if speed is not None and (speed.faster or speed.slower) and speed.faster != fewer:
+            speed = bench.race(trial.candidate, candidate, _TRIAL_SECONDS)
         if speed is None:
             kept, reason = fewer, "the runtime ends with the same graph with and without it"
         elif speed.faster:
@@ -91,7 +100,7 @@ def choose(
             kept, reason = False, "it is slower"
         else:
             kept, reason = fewer, "no difference can be measured"
-        choices.append(Choice(name, kept, reason, nodes_with, nodes_without, speed))
+        choices.append(Choice(name, kept, reason, nodes_with, nodes_without, speed, trial.operators))
         if not kept:
             candidate = trial.candidate
     return candidate, choices

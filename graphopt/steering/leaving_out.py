@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from graphopt.measurement import Speed
+from graphopt.measurement import FinalGraph, Speed
 from graphopt.pipeline.runner import Candidate, Hold
 
 #: Nobody needs to know how much a pass gains or loses to decide on it, only whether it does.
@@ -17,7 +17,7 @@ class Bench(Protocol):
 
     def build(self, hold: Hold) -> Candidate: ...
 
-    def graph_of(self, candidate: Candidate) -> bytes | None: ...
+    def graph_of(self, candidate: Candidate) -> FinalGraph | None: ...
 
     def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed: ...
 
@@ -33,10 +33,12 @@ class Trial:
     Attributes:
         candidate: that candidate.
         speed: of the candidate with the pass beside it; None where the runtime ends with the same graph for both.
+        operators: those that the runtime's graph has more or fewer of with the pass: how many with it, and without.
     """
 
     candidate: Candidate
     speed: Speed | None
+    operators: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float) -> Trial:
@@ -46,10 +48,15 @@ def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float) -> 
     """
     bench.tell(f"trying without {name}")
     trial = bench.build(replace(candidate.hold, passes=candidate.hold.passes | {name}))
-    graph = bench.graph_of(candidate)
-    if graph is not None and graph == bench.graph_of(trial):
+    with_it, without = bench.graph_of(candidate), bench.graph_of(trial)
+    if with_it is None or without is None:
+        return Trial(trial, bench.race(trial, candidate, seconds, _EVEN))
+    if with_it == without:
         return Trial(trial, None)
-    return Trial(trial, bench.race(trial, candidate, seconds, _EVEN))
+    names = sorted(with_it.operators.keys() | without.operators.keys())
+    counts = {op: (with_it.operators.get(op, 0), without.operators.get(op, 0)) for op in names}
+    changed = {op: both for op, both in counts.items() if both[0] != both[1]}
+    return Trial(trial, bench.race(trial, candidate, seconds, _EVEN), changed)
 
 
 def applied_passes(candidate: Candidate) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from graphopt.measurement import Speed
+from graphopt.measurement import FinalGraph, Speed
 from graphopt.settings import Settings
 
 #: What settings must gain at the lower end of the interval to be worth a file beside the model.
@@ -32,7 +32,7 @@ class Bench(Protocol):
 
     def race_settings(self, path: Path, a: Settings, b: Settings, seconds: float, decide: float | None = None) -> Speed: ...
 
-    def graph_with(self, path: Path, settings: Settings | None) -> bytes | None: ...
+    def graph_with(self, path: Path, settings: Settings | None) -> FinalGraph | None: ...
 
     def optimizers(self, path: Path) -> tuple[str, ...]: ...
 

@@ -6,7 +6,8 @@ import pytest
 from onnx import numpy_helper
 
 from graphopt.errors import InputError
-from graphopt.measurement import same_runtime_graph
+from graphopt.measurement import final_graph, same_runtime_graph
+from graphopt.settings import Settings
 
 
 def test_names_weights_and_what_the_runtime_drops_do_not_count(make):
@@ -91,3 +92,18 @@ def test_errors(make, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"nonsense" * 10)
     with pytest.raises(InputError, match=r"bad\.onnx"):
         same_runtime_graph(make("a", 1), tmp_path / "bad.onnx")
+
+
+def test_the_operators_that_the_runtime_ends_with(make):
+    found = final_graph(make("a", 2, identities=True), threads=1)
+    assert sum(found.operators.values()) == 4  # it eliminates the Identity nodes
+    assert found.operators["MatMul"] == found.operators["Relu"] == 2
+    assert found == final_graph(make("b", 2, names="other"), threads=1)
+    assert found != final_graph(make("c", 3), threads=1)
+    assert final_graph(make("a", 2), threads=1, max_bytes=10) is None
+
+
+def test_settings_decide_what_the_runtime_does(make):
+    path = make("a", 2, identities=True)
+    plain = final_graph(path, threads=1, settings=Settings(level="disabled"))
+    assert plain.operators == {"MatMul": 2, "Relu": 2, "Identity": 2}

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from graphopt.measurement import Speed
+from graphopt.measurement import FinalGraph, Speed
 from graphopt.model import Model
 from graphopt.pipeline.runner import Application, Candidate, Hold, PassRun
 from graphopt.settings import Settings
@@ -22,11 +22,15 @@ class Passes:
     """Candidates of which only the passes that were applied matter.
 
     cost: milliseconds by the passes applied (a sorted tuple); nodes: likewise, how many nodes; alike: passes that make
-    no difference to the runtime's final graph.
+    no difference to the runtime's final graph. operators: what that graph has.
     """
 
-    def __init__(self, names: list[str], cost, nodes=lambda applied: 4, alike: tuple[str, ...] = (), original: float = 10.0) -> None:
+    def __init__(
+        self, names: list[str], cost, nodes=lambda applied: 4, alike: tuple[str, ...] = (), operators=lambda applied: {},
+        original: float = 10.0,
+    ) -> None:  # fmt: skip
         self.names, self.cost, self.nodes, self.alike, self.original = names, cost, nodes, alike, original
+        self.operators = operators
         self.raced: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         self.told: list[str] = []
 
@@ -38,8 +42,9 @@ class Passes:
         runs = [PassRun(n, "exact", applied=n in applied) for n in self.names]
         return Candidate(Model.from_ir(graph), runs, [Application(i, n, "x") for i, n in enumerate(applied)], hold, [])
 
-    def graph_of(self, candidate: Candidate) -> bytes:
-        return repr([n for n in _applied(candidate) if n not in self.alike]).encode()
+    def graph_of(self, candidate: Candidate) -> FinalGraph:
+        applied = _applied(candidate)
+        return FinalGraph(repr([n for n in applied if n not in self.alike]).encode(), self.operators(applied))
 
     def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed:
         self.raced.append((_applied(a), _applied(b)))
@@ -73,8 +78,8 @@ class SessionTable:
         self.raced.append((a, b))
         return speed(self.cost(a) / self.cost(b))
 
-    def graph_with(self, path: Path, settings: Settings | None) -> bytes:
-        return repr(self.graph(settings)).encode()
+    def graph_with(self, path: Path, settings: Settings | None) -> FinalGraph:
+        return FinalGraph(repr(self.graph(settings)).encode())
 
     def optimizers(self, path: Path) -> tuple[str, ...]:
         return self.active

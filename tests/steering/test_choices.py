@@ -8,7 +8,7 @@ import pytest
 
 from graphopt.rewriting import Pass
 from graphopt.steering.choices import choose
-from tests.steering.tables import Passes
+from tests.steering.tables import Passes, speed
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,27 @@ def test_fewer_nodes_settle_what_the_clock_cannot() -> None:
 def test_a_pass_is_judged_beside_the_best_so_far() -> None:
     bench = Passes(["risky", "shy"], cost(risky=0.5, shy=2.0))
     choose(bench, bench.build(), STEPS)
-    assert bench.raced == [(("shy",), ("risky", "shy")), ((), ("shy",))]
+    assert bench.raced == [(("shy",), ("risky", "shy"))] * 2 + [((), ("shy",))] * 2
+
+
+def test_a_figure_against_the_passes_own_word_must_hold_twice() -> None:
+    class Lucky(Passes):
+        def race(self, *args):
+            found = super().race(*args)
+            return speed(0.9) if len(self.raced) == 1 else found
+
+    bench = Lucky(["risky"], cost())
+    best, (choice,) = choose(bench, bench.build(), STEPS)
+    assert applied(best) == ["risky"]
+    assert choice.reason == "no difference can be measured"
+
+
+def test_what_it_hides_from_the_runtime_is_told() -> None:
+    fused = {"MatMul": 3, "com.microsoft::BiasGelu": 12}
+    bench = Passes(["risky"], cost(risky=0.9), operators=lambda names: {"MatMul": 3, "Gemm": 12} if names else fused)
+    _, (choice,) = choose(bench, bench.build(), STEPS)
+    assert choice.to_dict()["runtime_operators"] == {"Gemm": [12, 0], "com.microsoft::BiasGelu": [0, 12]}
+    assert choice.text().endswith("; it hides patterns from the runtime's own fusions: BiasGelu 12 to 0")
 
 
 def test_when_time_is_over_the_passes_own_word_counts() -> None:

@@ -52,7 +52,11 @@ def even(monkeypatch: pytest.MonkeyPatch, **ratios: float) -> None:
     monkeypatch.setattr(Workbench, "latency", lambda self, path: Latency(1.0, 1.0, 1.0, 9, 0.95, 1.0, 1, "cpu"))
     monkeypatch.setattr(Workbench, "optimizers", lambda self, path: ("Something",))
     graph = Workbench.graph_with
-    by_settings = lambda self, path, settings: graph(self, path, None) + repr(settings and settings.disabled).encode()  # noqa: E731
+
+    def by_settings(self, path, settings):
+        plain = graph(self, path, None)
+        return plain if settings is None else (plain, settings.disabled)
+
     monkeypatch.setattr(Workbench, "graph_with", by_settings)
     session = lambda self, path, a, b, *rest: speed(ratios.get("session", 1.0) if a != b else 1.0)  # noqa: E731
     monkeypatch.setattr(Workbench, "race_settings", session)
