@@ -70,7 +70,7 @@ def _is_step(node: ir.Node) -> bool:
         return False
     if node.op_type in ("Neg", "BatchNormalization"):
         return True
-    return len(node.inputs) == 2 and _operands(node) is not None
+    return node.op_type in _STEPS and len(node.inputs) == 2 and _operands(node) is not None
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value | None] | None:

@@ -169,3 +169,11 @@ def test_a_second_run_changes_nothing() -> None:
     once, _ = run_pass(chain(("Mul", S), ("Add", V), ("Mul", V), ("Add", C)), NAME)
     twice, log = run_pass(once, NAME)
     assert log.applied == 0 and twice.SerializeToString() == once.SerializeToString()
+
+
+@pytest.mark.parametrize("kind", ["Max", "Min", "Pow", "PRelu"])
+def test_other_operators_with_a_constant_are_no_steps(kind) -> None:
+    for steps in ([(kind, S), ("Sub", S)], [("Mul", S), (kind, S), ("Mul", V)]):
+        before = chain(*steps)
+        after, _ = run_pass(before, NAME)
+        assert ops(after) == ops(before)
