@@ -83,14 +83,14 @@ def _without(context: Context, node: ir.Node, gone: Collection[int]) -> None:
     if node.op_type == "Loop":
         carried = len(inputs) - _CARRIED
         inputs = [v for i, v in enumerate(inputs) if i < _CARRIED or i - _CARRIED not in gone]
+        for i in sorted((i for i in gone if i >= carried), reverse=True):
+            graphs[0].outputs.pop(i + 1)  # not del, which leaves the value marked as an output
         for i in sorted((i for i in gone if i < carried), reverse=True):
             _drop_carried(graphs[0], i, context)
-        for i in sorted((i for i in gone if i >= carried), reverse=True):
-            del graphs[0].outputs[i + 1]
     else:
         for graph in graphs:
             for i in sorted(gone, reverse=True):
-                del graph.outputs[i]
+                graph.outputs.pop(i)
     kept = [value for i, value in enumerate(node.outputs) if i not in gone]
     attributes = list(node.attributes.values())
     node.attributes.clear()  # the subgraphs live on
@@ -114,9 +114,9 @@ def _without(context: Context, node: ir.Node, gone: Collection[int]) -> None:
 def _drop_carried(body: ir.Graph, number: int, context: Context) -> None:
     """Take a carried value out of a body: nothing but an Identity that hands it on reads it."""
     inner, result = body.inputs[number + _CARRIED], body.outputs[number + 1]
-    del body.outputs[number + 1]
+    body.outputs.pop(number + 1)
     producer = result.producer()
     if producer is not None and inner in producer.inputs and producer.graph is body:
         context.index.drop(producer)
         body.remove(producer, safe=True)
-    del body.inputs[number + _CARRIED]
+    body.inputs.pop(number + _CARRIED)

@@ -1,9 +1,11 @@
 """Outputs of If and Loop that nothing takes, and what a Loop carries unchanged."""
 
 import numpy as np
+import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from tests.support import array, assert_same, model, node, ops, run_pass
+from graphopt.rewriting import ChangeLog, Context
+from tests.support import REGISTRY, array, assert_same, model, node, ops, run_pass
 
 PASS = "prune-subgraph-outputs"
 X = {"x": array(2, 3)}
@@ -76,3 +78,15 @@ def test_outputs_of_the_graph_stay() -> None:
     before = loop(nodes, ["c", "d"], ["r0", "r1"])
     after, log = run_pass(before, PASS)
     assert log.applied == 0 and ops(after) == ops(before)
+
+
+def test_what_only_they_needed_is_dead_at_once() -> None:
+    nodes = [node("Add", ["a", "b"], ["c"]), node("Identity", ["b"], ["d"]), node("Exp", ["c"], ["e"]), node("Neg", ["c"], ["f"])]
+    graph = ir.from_proto(loop(nodes, ["c", "d", "e", "f"], ["r0", "r3"]))
+    context = Context(graph)
+    for name in (PASS, "prune-dead-nodes"):
+        context = Context(graph, ChangeLog(name), context)
+        REGISTRY.get(name)().run(context)
+    body = next(n for n in graph.graph if n.op_type == "Loop").attributes["body"].as_graph()
+    assert sorted(n.op_type for n in body) == ["Add", "Identity", "Neg"]
+    assert_same(loop(nodes, ["c", "d", "e", "f"], ["r0", "r3"]), ir.to_proto(graph), X, exact=True)
