@@ -8,6 +8,7 @@ local search for the smallest cut.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class Regions:
 
     def __init__(self, context: Context, rules: Mapping[str, Rule], limit: int) -> None:
         self._context, self._rules, self._limit = context, rules, limit
+        self._sizes: dict[ir.Value, tuple[tuple[int | str, ...] | None, int]] = {}
 
     # --- growth -------------------------------------------------------------------------------------------------
 
@@ -117,7 +119,9 @@ class Regions:
         """A layout, or None where a value is the same in it."""
         if perm is None or is_identity(perm):
             return None
-        dims = self._context.dims(value)
+        if value is None:
+            return perm
+        dims, _ = self._size(value)
         return None if dims is not None and all(d == 1 for d in dims) else perm
 
     def _may_copy(self, value: ir.Value) -> bool:
@@ -139,7 +143,7 @@ class Regions:
         return (saved > 0 and cost > 0) or (saved == 0 and cost >= _WORTH)
 
     def _penalty(self, node: ir.Node, flip: Flip) -> tuple[int, int]:
-        return (0, 2 * self._bytes(node.outputs[0])) if flip.loses_last else (0, 0)
+        return (0, 2 * self._size(node.outputs[0])[1]) if flip.loses_last else (0, 0)
 
     def _change(self, region: Region, value: ir.Value) -> tuple[int, int]:
         """Transposes of one value, and their cost: afterwards less now."""
@@ -187,17 +191,19 @@ class Regions:
             return 0, 0
         if into is not None and _for_matmul(into, perm):
             return 1, _OVERHEAD
-        dims = self._context.dims(value)
+        dims, size = self._size(value)
         if dims is not None and layout is not None:
             dims = tuple(dims[a] for a in layout)
-        return 1, _OVERHEAD if moves_ones_only(perm, dims) else self._bytes(value)
+        return 1, _OVERHEAD if moves_ones_only(perm, dims) else size
 
-    def _bytes(self, value: ir.Value) -> int:
-        dims, dtype = self._context.dims(value), self._context.dtype(value)
-        elements = 1
-        for d in dims or (_STAND_IN,) * 4:
-            elements *= d if isinstance(d, int) else _STAND_IN
-        return _OVERHEAD + int(elements * (4 if dtype is None else dtype.itemsize))
+    def _size(self, value: ir.Value) -> tuple[tuple[int | str, ...] | None, int]:
+        """The shape of a value, and what it costs to move it."""
+        found = self._sizes.get(value)
+        if found is None:
+            dims, dtype = self._context.dims(value), self._context.dtype(value)
+            elements = math.prod(d if isinstance(d, int) else _STAND_IN for d in dims or (_STAND_IN,) * 4)
+            found = self._sizes[value] = dims, _OVERHEAD + int(elements * (4 if dtype is None else dtype.itemsize))
+        return found
 
     # --- the smallest that pays -------------------------------------------------------------------------------------
 
@@ -205,6 +211,7 @@ class Regions:
         """Take off what costs nothing to leave as it is."""
         pending = deque(region.flips)
         queued = set(pending)
+        cost = {v: self._change(region, v)[1] for v in region.values}
         while pending:
             node = pending.popleft()
             queued.discard(node)
@@ -212,11 +219,12 @@ class Regions:
             if flip is None:
                 continue
             values = self._touched(region, node)
-            before = sum(self._change(region, v)[1] for v in values) + self._penalty(node, flip)[1]
             del region.flips[node]
-            if sum(self._change(region, v)[1] for v in values) > before:
+            now = {v: self._change(region, v)[1] for v in values}
+            if sum(now.values()) > sum(cost[v] for v in values) + self._penalty(node, flip)[1]:
                 region.flips[node] = flip
                 continue
+            cost.update(now)
             for value in values:
                 for near in (value.producer(), *(u.node for u in value.uses())):
                     if near in region.flips and near not in queued:
