@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 # Sizes of symbolic axes by the `size` that `example_inputs` is asked for. Height and width are multiples
 # of 32 so that every net's strides divide them.
 SIZES: Mapping[str, Mapping[str, int]] = {
-    "small": {"batch": 2, "seq": 12, "height": 64, "width": 96},
-    "medium": {"batch": 1, "seq": 48, "height": 160, "width": 128},
-    "large": {"batch": 4, "seq": 128, "height": 224, "width": 224},
-    "single": {"batch": 1, "seq": 128, "height": 224, "width": 224},
+    "small": {"batch": 2, "seq": 12, "seq_out": 7, "height": 64, "width": 96},
+    "medium": {"batch": 1, "seq": 48, "seq_out": 10, "height": 160, "width": 128},
+    "large": {"batch": 4, "seq": 128, "seq_out": 32, "height": 224, "width": 224},
+    "single": {"batch": 1, "seq": 128, "seq_out": 32, "height": 224, "width": 224},
 }
 
 
