@@ -133,6 +133,52 @@ def test_float16() -> None:
     assert_same(before, after, {"x": array(*X, dtype="float16")}, rtol=5e-3)
 
 
+def sums(*convs, more=(), terms=(), weights=(), x=X):
+    """One Sum of convolutions (weight shape, attributes) with a bias each, and of `terms`, which the nodes `more` make."""
+    tensors, nodes, names = dict(weights), [], []
+    for i, (dims, attributes) in enumerate(convs):
+        tensors |= {f"w{i}": array(*dims, seed=i), f"k{i}": array(dims[0], seed=10 + i)}
+        nodes.append(node("Conv", ["x", f"w{i}", f"k{i}"], [f"c{i}"], **attributes))
+        names.append(f"c{i}")
+    return model([*nodes, *more, node("Sum", [*names, *terms], ["y"])], {"x": x}, {"y": [None] * len(x)}, tensors)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_sum_of_many(group: int) -> None:
+    """As in MobileOne: some 3x3, one 1x1, and a norm of the input; all at once."""
+    dims = (4, 4 // group)
+    convs = [((*dims, 3, 3), K3 | {"group": group})] * 4 + [((*dims, 1, 1), {"group": group})]
+    before = sums(*convs, more=[node("BatchNormalization", ["x", *"sbmv"], ["n"])], terms=["n", "x"], weights=NORM)
+    after, log = run_pass(before, NAME)
+    assert ops(after) == {"Conv": 1} and log.applied == 1, reasons(log)
+    assert_same(before, after, {"x": array(*X)})
+
+
+AVERAGE = {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1}
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_an_average(normed: bool, stride: int, group: int) -> None:
+    strides = {"strides": [stride] * 2}
+    more = [node("AveragePool", ["x"], ["a"], **AVERAGE, **strides)]
+    if normed:
+        more.append(node("BatchNormalization", ["a", *"sbmv"], ["n"]))
+    term = "n" if normed else "a"
+    conv = (4, 4 // group, 3, 3), K3 | strides | {"group": group}
+    for convs in ([conv], [conv, conv]):
+        merged(sums(*convs, more=more, terms=[term], weights=NORM if normed else {}))
+
+
+def test_other_terms_stay_in_the_sum() -> None:
+    more = [node("Sigmoid", ["x"], ["s"]), node("Relu", ["x"], ["r"]), node("Conv", ["r", "v"], ["d"], pads=[1] * 4)]
+    before = sums(((4, 4, 3, 3), K3), ((4, 4, 1, 1), K1), more=more, terms=["s", "d"], weights={"v": array(4, 4, 3, 3, seed=9)})
+    after, _ = run_pass(before, NAME)
+    assert ops(after) == {"Conv": 2, "Sigmoid": 1, "Relu": 1, "Sum": 1}
+    assert_same(before, after, {"x": array(*X)})
+
+
 # --- what must not merge ------------------------------------------------------------------------------------------
 
 
@@ -161,6 +207,19 @@ def test_identity_with_another_number_of_channels() -> None:
 def test_auto_pad_with_a_stride() -> None:
     same = {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
     refused(branches(((4, 4, 3, 3), same, True), ((4, 4, 1, 1), {"strides": [2, 2]}, True)), "depends on the size")
+
+
+def test_averages_that_are_no_convolution() -> None:
+    def average(**attributes):
+        made = {k: v for k, v in (AVERAGE | attributes).items() if v is not None}
+        return sums(((4, 4, 3, 3), K3), more=[node("AveragePool", ["x"], ["a"], **made)], terms=["a"])
+
+    refused(average(count_include_pad=0), "leaves out what it pads")
+    refused(average(ceil_mode=1), "rounds the size")
+    inner = sums(((4, 4, 1, 1), K1), more=[node("AveragePool", ["x"], ["a"], **AVERAGE)], terms=["a"])
+    refused(inner, "would compute more")
+    twice = [node("AveragePool", ["x"], ["a"], **AVERAGE), node("Relu", ["a"], ["r"])]
+    refused(sums(((4, 4, 3, 3), K3), more=twice, terms=["a", "r"]), "2 consumers")
 
 
 def test_norm_in_training() -> None:
