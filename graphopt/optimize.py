@@ -273,12 +273,11 @@ class _Run:
         request, bench = self.request, self.bench
         if not bench.samples:
             return None
-        on_cpu = runtime.resolve_provider(request.provider) == runtime.CPU
         with bench.file(candidate) as path:
             taken = bench.latency(path)
             tuned = tune(
-                bench, path, threads=request.threads, cores=runtime.usable_cores(), on_cpu=on_cpu, run_ms=taken.ms,
-                session_ms=taken.session_ms,
+                bench, path, threads=request.threads, cores=runtime.usable_cores(), run_ms=taken.ms,
+                session_ms=taken.session_ms, with_threads=bench.threads_tell(),
             )  # fmt: skip
         if tuned is None:
             return None

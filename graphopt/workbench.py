@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt import runtime
 from graphopt.errors import OutputError
 from graphopt.rewriting.base import Effect
 from graphopt.settings import Settings
@@ -48,6 +50,13 @@ class Stages:
             self._shown = outer
             own = time.perf_counter() - started - (sum(self.seconds.values()) - inner)
             self.seconds[name] = self.seconds.get(name, 0.0) + own
+
+    def threads_tell(self) -> bool:
+        """Whether timings with other numbers of threads mean anything: on the CPU, and nothing else loads the machine."""
+        if runtime.resolve_provider(self.request.provider) != runtime.CPU:
+            return False
+        # This process loads every core at the most.
+        return not hasattr(os, "getloadavg") or os.getloadavg()[0] <= runtime.usable_cores() + 1
 
     def tell(self, text: str) -> None:
         """Say what the stage at hand is about."""
@@ -187,6 +196,13 @@ class Workbench:
         from graphopt.measurement import active_optimizers
 
         return active_optimizers(path, threads=self.request.threads, provider=self.request.provider)
+
+    def threads_tell(self) -> bool:
+        """Whether timings with other numbers of threads mean anything: on the CPU, and nothing else loads the machine."""
+        if runtime.resolve_provider(self.request.provider) != runtime.CPU:
+            return False
+        # This process loads every core at the most.
+        return not hasattr(os, "getloadavg") or os.getloadavg()[0] <= runtime.usable_cores() + 1
 
     def tell(self, text: str) -> None:
         """Say what is being tried."""

@@ -15,6 +15,7 @@ from graphopt.steering.leaving_out import Bench, applied_passes, leave_out
 
 _SECONDS = 30.0  # for all choices of a run
 _TRIAL_SECONDS = 6.0  # for one
+_ALIKE = 0.03  # what a pass may gain or lose, by the whole interval, for its nodes to count instead
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def choose(
 ) -> tuple[Candidate, list[Choice]]:
     """Decide of each pass that is `measured` and applied anything, in turn, whether the candidate is better off without it.
 
-    A pass that is measurably faster is kept, one that is measurably slower undone. Where neither can be told, what
-    has fewer nodes is taken, and at as many nodes what the pass says of itself (`unmeasured`), as it is once `seconds`
-    are over. A figure that speaks against that is taken a second time before it is believed. The passes are few and
-    mostly independent: one after the other is left out of the best candidate so far.
+    A pass that is measurably faster is kept, one that is measurably slower undone. Where it is as good as even, within
+    3 %, what has fewer nodes is taken. Where the figures are too noisy to tell, nodes are the same, or `seconds` are
+    over, the pass's own word counts (`unmeasured`). A figure that speaks against all that is taken a second time before
+    it is believed. The passes are few and mostly independent: one after the other is left out of the best so far.
     """
     end = clock() + seconds
     defaults = {step.name: step.unmeasured == "keep" for step in passes if step.measured}
@@ -89,17 +90,18 @@ def choose(
         trial = leave_out(bench, candidate, name, min(_TRIAL_SECONDS, max(left, _TRIAL_SECONDS / 6)))
         nodes_with, nodes_without = count_nodes(candidate.model.graph), count_nodes(trial.candidate.model.graph)
         speed = trial.speed
-        fewer = defaults[name] if nodes_with == nodes_without else nodes_with < nodes_without
-        if speed is not None and (speed.faster or speed.slower) and speed.faster != fewer:
+        alike = speed is None or (speed.low > 1 - _ALIKE and speed.high < 1 + _ALIKE)
+        otherwise = defaults[name] if nodes_with == nodes_without or not alike else nodes_with < nodes_without
+        if speed is not None and (speed.faster or speed.slower) and speed.faster != otherwise:
             speed = bench.race(trial.candidate, candidate, _TRIAL_SECONDS)
         if speed is None:
-            kept, reason = fewer, "the runtime ends with the same graph with and without it"
+            kept, reason = otherwise, "the runtime ends with the same graph with and without it"
         elif speed.faster:
             kept, reason = True, "it is faster"
         elif speed.slower:
             kept, reason = False, "it is slower"
         else:
-            kept, reason = fewer, "no difference can be measured"
+            kept, reason = otherwise, "no difference can be measured"
         choices.append(Choice(name, kept, reason, nodes_with, nodes_without, speed, trial.operators))
         if not kept:
             candidate = trial.candidate

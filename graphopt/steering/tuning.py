@@ -58,7 +58,7 @@ def tune(
     cores: int,
     run_ms: float,
     session_ms: float = 0.0,
-    on_cpu: bool = True,
+    with_threads: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> Tuned | None:
     """The settings that make a session on the file fastest, None where none gain at least 2 % beyond the noise.
@@ -75,7 +75,8 @@ def tune(
         cores: how many that are.
         run_ms, session_ms: milliseconds that a run takes in a plain session, and that making one takes; the time for the
             search, 5 to 20 seconds, follows them.
-        on_cpu: whether the runtime's threads do the work.
+        with_threads: whether threads are tried: not on a device, and not where other work loads the machine, beside
+            which fewer threads always look better.
     """
     plain = best = Settings(threads=threads)
     if run_ms > _LONGEST_RUN_MS:
@@ -83,7 +84,7 @@ def tune(
     seconds = min(_SECONDS, _LEAST_SECONDS + (_RUNS * run_ms + _SESSIONS * session_ms) / 1e3)
     end = clock() + seconds * (1 - _FINAL_SHARE)
     seen = {(bench.graph_with(path, plain), plain.threads, ())}
-    for change in _changes(bench, path, threads or cores, on_cpu):
+    for change in _changes(bench, path, threads or cores, with_threads):
         if clock() >= end:
             break
         trial = change(best)
@@ -112,16 +113,16 @@ def _gains(speed: Speed, least: float) -> bool:
     return speed.faster and speed.low >= least
 
 
-def _changes(bench: Bench, path: Path, threads: int, on_cpu: bool) -> Iterator[Callable[[Settings], Settings | None]]:
+def _changes(bench: Bench, path: Path, threads: int, with_threads: bool) -> Iterator[Callable[[Settings], Settings | None]]:
     """One change after the other, the likelier ones first."""
     fewer = threads // 2
-    while on_cpu and fewer:  # small models: handing out the work takes longer than doing it
+    while with_threads and fewer:  # small models: handing out the work takes longer than doing it
         yield lambda best, n=fewer: replace(best, threads=n) if (best.threads or threads) <= 2 * n else None
         fewer //= 2
     active = [name for name in bench.optimizers(path) if name not in _HARMLESS]
     for name in sorted(active, key=lambda n: (_SUSPECTS.index(n) if n in _SUSPECTS else len(_SUSPECTS))):
         yield lambda best, n=name: replace(best, disabled=(*best.disabled, n))
-    if on_cpu and threads > 1:
+    if with_threads and threads > 1:
         yield lambda best: replace(best, config={**best.config, "session.intra_op.allow_spinning": "0"}) if best.threads != 1 else None
     for level in ("extended", "basic") if active else ():
         yield lambda best, level=level: replace(best, level=level, disabled=())

@@ -96,6 +96,17 @@ def test_more_nodes_must_measure_faster(gain: float, left: list[str]) -> None:
     assert (choice.to_dict()["nodes_with"], choice.to_dict()["nodes_without"]) == (9, 6)
 
 
+@pytest.mark.parametrize(("spread", "left"), [(0.01, []), (0.2, ["risky"])])
+def test_more_nodes_are_kept_where_noise_hides_what_they_gain(spread: float, left: list[str]) -> None:
+    class Noisy(Passes):
+        def race(self, *args):
+            return speed(1.005, spread)
+
+    bench = Noisy(["risky"], cost(), nodes=lambda names: 9 if "risky" in names else 6)
+    best, _ = choose(bench, bench.build(), STEPS)
+    assert applied(best) == left
+
+
 def test_fewer_nodes_settle_what_the_clock_cannot() -> None:
     bench = Passes(["shy"], cost(), nodes=lambda names: 2 if "shy" in names else 6)
     best, (choice,) = choose(bench, bench.build(), STEPS)

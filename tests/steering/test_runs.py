@@ -167,3 +167,9 @@ def test_a_file_of_somebody_else_is_not_overwritten(path: Path) -> None:
         run(path)
     assert path.with_name("out.session.json").read_text() == '{"of": "mine"}'
     assert not path.with_name("out.onnx").exists()
+
+
+@pytest.mark.parametrize(("load", "tells"), [(0.1, True), (500.0, False)])
+def test_threads_say_nothing_on_a_machine_that_others_load(path: Path, monkeypatch: pytest.MonkeyPatch, load: float, tells: bool) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    assert Workbench(Request(path), None, None, None, path.parent).threads_tell() is tells

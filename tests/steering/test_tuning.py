@@ -91,9 +91,9 @@ def test_a_level_is_a_choice() -> None:
     assert search(bench).settings == Settings("extended", (), 1)
 
 
-def test_on_a_device_threads_are_let_be() -> None:
+def test_where_threads_mean_nothing_they_are_let_be() -> None:
     bench = SessionTable(lambda s: 1.0, ("A",))
-    search(bench, threads=8, on_cpu=False)
+    search(bench, threads=8, with_threads=False)
     assert all(b.threads == 8 and not b.config for _, b in bench.raced)
 
 
