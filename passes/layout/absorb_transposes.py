@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Rewrite, const, op, use_count, var
+from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Rewrite, const, constant_tensor, op, use_count, var
 from graphopt.rewriting.guards import FLOATS, float_constant, only_consumer, require
 
 from ..arguments import integer
@@ -69,6 +69,20 @@ class AbsorbTransposes(Rewrite):
         inputs: list[ir.Value | None] = [y, reordered, *product.inputs[2:]]
         editor.replace(product.outputs[0], editor.node(product.op_type, inputs, dict(product.attributes), name=product.name))
         match.nodes = [product, flat, transpose]
+
+
+def can_absorb(context: Context, flat: ir.Node, perm: Perm) -> bool:
+    """Whether a Transpose by `perm`, standing alone before `flat`, could go into a weight behind it."""
+    if flat.op_type not in ("Reshape", "Flatten") or flat.domain != "" or use_count(flat.outputs[0]) != 1 or perm[0] != 0:
+        return False
+    usage = flat.outputs[0].uses()[0]
+    product = usage.node
+    if product.op_type not in ("MatMul", "Gemm") or product.domain != "" or usage.idx != 0 or flat.outputs[0].is_graph_output():
+        return False
+    tensor = constant_tensor(product.inputs[1])
+    if tensor is None or tensor.dtype not in FLOATS or use_count(product.inputs[1]) != 1:  # type: ignore[arg-type]
+        return False
+    return _rows(context, product) is not None and _flattened_sizes(context, flat.inputs[0], flat.outputs[0]) is not None
 
 
 def _rows(context: Context, product: ir.Node) -> int | None:

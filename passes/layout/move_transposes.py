@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Pass, option
+from graphopt.rewriting import Context, Effect, Pass, option
 
 from .flips import Rule
 from .layout_rules import EXACT
@@ -34,7 +34,7 @@ class MoveTransposes(Pass):
     limit: int = option(2000, "how many operators may change layout together", minimum=1)
 
     def run(self, context: Context) -> None:
-        regions = Regions(context, self.rules, self.limit)
+        regions = Regions(context, self.rules, self.limit, self.effect is not Effect.EXACT)
         pending = deque(n for n in context.index.of_types(("Transpose",)) if is_transpose(n))
         seen: set[tuple[ir.Value, Perm]] = set()
         turns = 4 * (len(pending) + 16)  # each turn saves something: more would be a mistake in the count

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from graphopt.rewriting import Context, constant_tensor, use_count
 
+from .absorb_transposes import can_absorb
 from .flips import Flip, Rule
 from .layout_rules import data_inputs
 from .permutations import Perm, compose, inverse, is_identity, moves_ones_only, perm_of
@@ -61,8 +62,9 @@ class Region:
 class Regions:
     """The regions of a model, under one set of rules."""
 
-    def __init__(self, context: Context, rules: Mapping[str, Rule], limit: int) -> None:
-        self._context, self._rules, self._limit = context, rules, limit
+    def __init__(self, context: Context, rules: Mapping[str, Rule], limit: int, absorbs: bool) -> None:
+        """`absorbs`: Transposes before flattened inputs of products cost nothing, because the weights will take them."""
+        self._context, self._rules, self._limit, self._absorbs = context, rules, limit, absorbs
         self._sizes: dict[ir.Value, tuple[tuple[int | str, ...] | None, int]] = {}
 
     # --- growth -------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ class Regions:
                         continue  # its other end counts it
                     less.append(self._one(second, value, into=node))
                     more.append(self._one(compose(inverse(perm), second), value, perm, node))
-                elif not is_shape(node):
+                elif not is_shape(node) and not (self._absorbs and can_absorb(self._context, node, perm)):
                     plain = True
             if plain:
                 more.append(self._one(perm, value))

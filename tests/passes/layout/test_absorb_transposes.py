@@ -67,3 +67,21 @@ def test_the_transpose_of_a_matrix_is_an_attribute_of_gemm() -> None:
     check([t("x", "a"), node("Gemm", ["a", "v"], ["y"], transA=1, transB=1)], {"v": weights["v"]}, 0, inputs=inputs, shape=(4, 5))
     check([t("x", "a"), node("Gemm", ["a", "x"], ["y"])], {}, 0, inputs=inputs, shape=(4, 5))
     check([t("x", "a"), node("Gemm", ["a", "a"], ["y"], transA=1)], {}, 1, inputs=inputs, shape=(4, 5), reason="has 2 consumers")
+
+
+@pytest.mark.parametrize("shared, left", [(False, 0), (True, 1)])
+def test_moved_to_where_a_weight_takes_it(shared: bool, left: int) -> None:
+    nodes = [
+        last("x", "a"), node("Add", ["a", "bias"], ["b"]), node("Relu", ["b"], ["c"]), node("Reshape", ["c", "flat"], ["d"]),
+        node("MatMul", ["d", "w"], ["y"]),
+    ]
+    weights = {"bias": array(3), "flat": FLAT, "w": array(60, 7)}
+    if shared:
+        nodes.append(node("Neg", ["w"], ["z"]))
+    before = model(nodes, X, ["y", "z"] if shared else ["y"], weights)
+    moved, log = run_pass(before, "move-transposes-across-functions")
+    assert log.applied == (not shared) and run_pass(moved, "move-transposes-across-functions")[1].applied == 0
+    assert run_pass(before, "move-transposes")[1].applied == 0  # no bit may change
+    after, _ = run_pass(moved, NAME)
+    assert ops(after)["Transpose"] == left
+    assert_same(before, after, {"x": array(2, 3, 4, 5)}, rtol=1e-4)
