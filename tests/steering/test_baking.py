@@ -21,7 +21,7 @@ from tests.steering.tables import speed
 from tests.support import array, assert_same, model, node
 
 
-def network(*, external: bool = False, overridable: bool = False) -> onnx.ModelProto:
+def network(*, overridable: bool = False) -> onnx.ModelProto:
     """Two convolutions with their activations, which the runtime fuses and lays out its own way, and a Gemm."""
     weights = {"w": array(16, 3, 3, 3), "u": array(16, 16, 3, 3), "g": array(16, 8), "b": array(8, seed=1)}
     nodes = [
@@ -96,10 +96,13 @@ def test_weights_in_files_of_their_own(tmp_path: Path) -> None:
     assert_same(network(), onnx.load(tmp_path / "out.onnx"), FEEDS)
 
 
-def test_what_is_too_large_for_one_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("external", [False, True])
+def test_what_is_too_large_for_one_file(path: Path, monkeypatch: pytest.MonkeyPatch, external: bool) -> None:
+    if external:
+        onnx.save(network(), path, save_as_external_data=True, location="model.data", size_threshold=64)
     monkeypatch.setattr(baking, "_INLINE", 100)
     assert run(path).exit_code == 0
-    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "out.onnx", "out.onnx.data"]
+    assert sorted(p.name for p in path.parent.iterdir() if p.name != "model.data") == ["model.onnx", "out.onnx", "out.onnx.data"]
     assert_same(network(), onnx.load(path.with_name("out.onnx")), FEEDS)
 
 
