@@ -15,7 +15,7 @@ from .contrib import require_type, state
 class FuseErfGelu(Rewrite):
     """Write x (1 + erf(x / sqrt 2)) / 2 as the runtime's Gelu, in all spellings; for opsets before 20, which has Gelu.
 
-    ONNX Runtime 1.32 finds most spellings itself, and not x (0.5 (1 + erf)) with the constant first.
+    ONNX Runtime 1.32 does the same with the two commonest of them.
     """
 
     name = "fuse-erf-gelu"
