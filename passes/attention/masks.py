@@ -91,7 +91,7 @@ class _Causal:
     def _covers(self, value: ir.Value) -> bool:
         """Whether the last two dimensions are those of the scores, and those before them are 1 or broadcast."""
         dims = self.context.dims(value)
-        return dims is not None and len(dims) >= 2 and _at_most(dims[-2], self.rows) and _at_most(dims[-1], self.columns)
+        return dims is not None and len(dims) >= 2 and at_most(dims[-2], self.rows) and at_most(dims[-1], self.columns)
 
     def _chosen(self, node: ir.Node, keeps: bool | None) -> bool:
         if keeps is not None:
@@ -149,7 +149,7 @@ class _Causal:
             return None
         along = "columns" if len(dims) == 1 or dims[-2] == 1 else "rows" if dims[-1] == 1 else None
         length = dims[-1] if along == "columns" else dims[-2] if along else None
-        if along is None or not _at_most(length, self.columns if along == "columns" else self.rows):
+        if along is None or not at_most(length, self.columns if along == "columns" else self.rows):
             return None
         for _ in range(_DEPTH):
             array = constant_array(value, max_bytes=_LARGEST)
@@ -205,7 +205,7 @@ def _is_triangle(array: np.ndarray, keeps: bool | None) -> bool:
 _MINIMUM = re.compile(r"Min\(\d+, (.+)\)")
 
 
-def _at_most(dim: Dim | None, whole: Dim) -> bool:
+def at_most(dim: Dim | None, whole: Dim) -> bool:
     """Whether a dimension is `whole`, or that of a table cut to it: a longer one than the table fails to broadcast."""
     if dim == whole:
         return True

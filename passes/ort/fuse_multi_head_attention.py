@@ -25,6 +25,7 @@ class FuseMultiHeadAttention(Rewrite):
 
     name = "fuse-multi-head-attention"
     effect = Effect.ROUNDING
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("MatMul", var("probabilities"), var("value")),)

@@ -48,6 +48,7 @@ class FuseQkvAttention(Rewrite):
 
     name = "fuse-qkv-attention"
     effect = Effect.ROUNDING
+    measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("MatMul", var("probabilities"), var("value")),)
