@@ -214,8 +214,25 @@ def _leaky(b: Builder, x: V) -> V:
     return b.binary("Max", x, b.binary("Mul", x, b.constant(0.1, b.float))) if b.opset > 11 else b.unary("Relu", x)
 
 
+def _prelu(b: Builder, x: V) -> V:
+    size = x.dims[-1] if x.dims else "none"
+    if b.r.random() < 0.4 or not isinstance(size, int):
+        slope = b.constant(b.r.choice((0.25, 0.0, 1.5)), b.float)
+    else:
+        slope = b.weight(size, scale=b.r.choice((0.3, 1.0)))
+    return b.node("PRelu", [x, slope], x.dims)
+
+
+def _hard_sigmoid(b: Builder, x: V) -> V:
+    if b.float == "float16" and b.opset < 12:
+        return b.unary("Sigmoid", x)
+    clipped = b.node("Clip", [b.binary("Add", x, b.constant(3.0, b.float)), b.constant(0.0, b.float), b.constant(6.0, b.float)], x.dims)
+    return b.binary("Div", clipped, b.constant(6.0, b.float))
+
+
 ACTIVATIONS = (
-    _plain, _plain, _plain, _twice, _clip, _min_max, _gelu_erf, _gelu_tanh, _hard_swish, _gated, _gated, _softplus, _leaky,
+    _plain, _plain, _plain, _twice, _clip, _min_max, _gelu_erf, _gelu_tanh, _hard_swish, _hard_sigmoid, _gated, _gated, _softplus, _leaky,
+    _prelu,
 )
 
 

@@ -152,6 +152,23 @@ def einsum(b: Builder) -> None:
     b.keep(b.node("Einsum", inputs, dims, equation=equation))
 
 
+def pooled_head(b: Builder) -> None:
+    """A classifier's end: the mean over the picture, its dimensions dropped, and a matrix with a bias."""
+    x = b.image()
+    channels = x.dims[1]
+    keep = b.r.random() < 0.7
+    y = b.mean(x, [2, 3], keep=keep, kind=b.r.choice(("ReduceMean", "ReduceMax")))
+    if keep:
+        flat = (x.dims[0], channels)
+        way = b.r.randrange(3)
+        if way == 0:
+            y = b.node("Flatten", [y], flat)
+        else:
+            y = b.node("Reshape", [y, b.ints(0, channels)], flat) if way == 1 else b.axes("Squeeze", y, [2, 3], flat)
+    y = b.node("MatMul", [y, b.weight(channels, WIDTH)], (x.dims[0], WIDTH))
+    b.keep(b.binary("Add", y, b.weight(WIDTH)))
+
+
 def narrow_weights(b: Builder) -> None:
     """A weight stored in eight bits: dequantized, or cast, shifted and scaled."""
     x = b.sequence()
@@ -210,6 +227,6 @@ def filled_constants(b: Builder) -> None:
 
 BLOCKS = {
     transformer_layer: 4, gated: 2, embeddings: 2, one_token: 3, padded: 3, normalized_input: 2, channels_last: 4, rearranged: 3, joined: 2,
-    einsum: 1, narrow_weights: 2, sequences: 1, repeated: 1, filled_constants: 2,
+    einsum: 1, pooled_head: 2, narrow_weights: 2, sequences: 1, repeated: 1, filled_constants: 2,
 }
 NO_DOUBLE = (padded, normalized_input, channels_last, joined, einsum)
