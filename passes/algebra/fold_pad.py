@@ -15,6 +15,7 @@ from ..arguments import UNKNOWN, ints, normal_axes
 
 _BLOCK = 16  # channels from which the runtime convolves in its blocked layout
 _TAPS, _DEPTHWISE_TAPS = 25, 121
+_SHORT = 128  # places times taps up to which a padded column is no slower
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp")
 
 
@@ -25,7 +26,7 @@ class FoldPad(Rewrite):
     Measured under ONNX Runtime 1.32 (AVX-512), one thread, the Pad folded over the Pad kept: 3x3 kernels 1.1 to 1.4 times
     as fast, 5x5 1.0 to 1.1, depthwise up to 11x11 1.2 to 1.7; but 0.7 to 0.9 for 7x7, 0.6 for 31x31, 0.6 to 0.75 for 1x31
     over 64 places, and 0.3 to 0.8 for a column (Kx1 over an image one wide), which the runtime convolves as a row only
-    where nothing is padded. These are refused. Fewer than 16 input channels: 1.0 for 512x1 and 7x7.
+    where nothing is padded (unless it is short: 1.05). These are refused. Fewer than 16 input channels: 1.0 for 512x1 and 7x7.
     """
 
     name = "fold-pad"
@@ -41,9 +42,9 @@ class FoldPad(Rewrite):
         if guards.attribute(pad, "mode", "constant") != "constant":
             raise Refuse("the Pad does not pad with a constant")
         guards.only_consumer(pad.outputs[0], "the padded value", node)
-        spatial = _spatial_axes(node, context)
-        begins, ends = _padding(pad, spatial, context)
-        _guard_value(pad, node, x)
+        spatial = spatial_axes(node, context)
+        begins, ends = padding(pad, spatial, context)
+        guard_value(pad, node, x)
         auto_pad = guards.attribute(node, "auto_pad", "NOTSET")
         guards.require(auto_pad in ("NOTSET", "VALID"), "its own padding depends on the size of the padded value")
         own = guards.attribute(node, "pads", ()) if auto_pad == "NOTSET" else ()
@@ -51,7 +52,7 @@ class FoldPad(Rewrite):
         pads = [p + q for p, q in zip(own, (*begins, *ends))]
         attributes = {k: v for k, v in node.attributes.items() if k != "auto_pad"} | {"pads": ir.AttrInt64s("pads", pads)}
         if node.op_type == "Conv":
-            _guard_speed(node, pads, context)
+            guard_speed(node, pads, context)
         else:
             _guard_pooling(node, own, pads, context)
             if node.op_type == "AveragePool":
@@ -61,7 +62,7 @@ class FoldPad(Rewrite):
         editor.replace(output, new)
 
 
-def _spatial_axes(node: ir.Node, context: Context) -> int:
+def spatial_axes(node: ir.Node, context: Context) -> int:
     """The number of spatial axes."""
     if node.op_type == "Conv":
         tensor = constant_tensor(node.inputs[1])
@@ -71,7 +72,7 @@ def _spatial_axes(node: ir.Node, context: Context) -> int:
     return len(guards.attribute(node, "kernel_shape", ()))
 
 
-def _padding(pad: ir.Node, spatial: int, context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def padding(pad: ir.Node, spatial: int, context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What is padded before and behind each spatial axis."""
     amounts = ints(context, pad, "pads", 1)
     if amounts is None or amounts == UNKNOWN:
@@ -94,7 +95,7 @@ def _padding(pad: ir.Node, spatial: int, context: Context) -> tuple[tuple[int, .
     return tuple(begins[2:]), tuple(ends[2:])
 
 
-def _guard_value(pad: ir.Node, node: ir.Node, x: ir.Value) -> None:
+def guard_value(pad: ir.Node, node: ir.Node, x: ir.Value) -> None:
     """Refuse what the operator would not pad with: zero, or for a maximum what never is the largest."""
     value = pad.inputs[2] if len(pad.inputs) > 2 else None
     number = guards.attribute(pad, "value", 0.0) if value is None else scalar_of(value)
@@ -132,7 +133,7 @@ def _guard_pooling(node: ir.Node, own: Sequence[int], pads: Sequence[int], conte
     guards.require(all(p < k for p, k in zip(pads, (*kernel, *kernel))), "the padding is as large as the window, which no pooling takes")
 
 
-def _guard_speed(node: ir.Node, pads: Sequence[int], context: Context) -> None:
+def guard_speed(node: ir.Node, pads: Sequence[int], context: Context) -> None:
     """Refuse where the runtime convolves more slowly at the border than a Pad costs."""
     tensor = constant_tensor(node.inputs[1])
     dims = context.static_dims(node.inputs[1]) if tensor is None else tuple(tensor.shape.numpy())
@@ -144,6 +145,7 @@ def _guard_speed(node: ir.Node, pads: Sequence[int], context: Context) -> None:
     if len(kernel) > 1 and kernel[-1] == 1 and any(pads) and taps > 1:
         out = context.dims(node.outputs[0])
         wide = out is not None and isinstance(out[-1], int) and out[-1] > 1
-        guards.require(wide, "a padded column is convolved more slowly than it is padded")
+        short = out is not None and isinstance(out[-2], int) and out[-2] * taps <= _SHORT
+        guards.require(wide or short, "a padded column is convolved more slowly than it is padded")
     limit = _DEPTHWISE_TAPS if group > 1 and dims[1] == 1 else _TAPS  # type: ignore[index]
     guards.require(taps <= limit, f"a kernel of {taps} taps is slower at a border of its own than on a padded value")
