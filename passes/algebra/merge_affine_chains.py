@@ -224,7 +224,7 @@ def _state_norm(chain: _Chain, norm: ir.Node, editor: Editor) -> None:
         elif value is None:
             factor, term = np.full(channels, -1.0), np.zeros(channels)
         else:
-            value = value.reshape(*[1] * (rank - value.ndim), *value.shape)
+            value = value.reshape((*[1] * (rank - value.ndim), *value.shape))
             guards.require(all(d == 1 for i, d in enumerate(value.shape) if i != 1), "a constant is not one value a channel")
             factor, term = affine_of(node, _operands(node)[1], np.broadcast_to(value.reshape(-1), (channels,)))  # type: ignore[index, arg-type]
         mul, shift = mul * factor, shift * factor + term

@@ -173,7 +173,7 @@ def _affine(match: Match, context: Context) -> Affine:
     else:
         widens = value.ndim > len(dims) or any(c not in (1, d) for c, d in zip(value.shape[::-1], dims[::-1]))
         guards.require(not widens, "the constant may widen the value")
-        value = value.reshape(*[1] * (len(dims) - value.ndim), *value.shape)
+        value = value.reshape((*[1] * (len(dims) - value.ndim), *value.shape))
     guards.require(value.size <= 1 << 20, "the constant is large")
     return Affine.of(*affine_of(root, constant, value))
 

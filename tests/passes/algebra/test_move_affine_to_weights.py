@@ -337,3 +337,8 @@ def test_a_second_run_changes_nothing() -> None:
     once, _ = run_pass(behind([node("Relu", ["c"], ["p"])]), NAME)
     twice, log = run_pass(once, NAME)
     assert log.applied == 0 and twice.SerializeToString() == once.SerializeToString()
+
+
+def test_a_scalar_times_a_scalar_is_no_mistake() -> None:
+    nodes = [node("Relu", ["x"], ["r"]), node("Mul", ["r", "k"], ["m"]), node("Neg", ["m"], ["y"])]
+    stays(model(nodes, {"x": []}, {"y": []}, {"k": np.float32(2)}))
