@@ -63,9 +63,9 @@ class ShapeAnalysis:
         return tuple(d if isinstance(d, int) else (d.value or self._symbol()) for d in value.shape.dims)
 
     def known_value(self, value: ir.Value | None) -> np.ndarray | None:
-        """The int64 elements (rank 0 or 1) of an integer value that shapes determine, or None."""
+        """The int64 elements (rank 0 or 1) of an integer or boolean value that shapes determine, or None."""
         found = self._elements.get(value) if value is not None else None
-        if found is None or value.dtype not in _WHOLE or value.shape is None or any(not isinstance(d, int) for d in found):
+        if found is None or value.dtype not in TYPES or value.shape is None or any(not isinstance(d, int) for d in found):
             return None
         return np.asarray(found if value.shape.rank() else found[0], np.int64)
 
