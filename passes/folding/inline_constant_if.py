@@ -21,8 +21,8 @@ class InlineConstantIf(Pass):
     def run(self, context: Context) -> None:
         # An If inside a branch that goes away is gone when its turn comes; one inside a branch that moves stays findable.
         for node in context.index.of_types(("If",)):
-            if node.graph is None or node.domain not in ("", "ai.onnx"):
-                continue
+            if node.graph not in context.index.scopes or node.domain not in ("", "ai.onnx"):
+                continue  # the first: it went with the branch that it stood in
             holds = taken(context, node)
             if holds is None or not context.log.permit(node):
                 continue

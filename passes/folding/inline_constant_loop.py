@@ -22,7 +22,9 @@ class InlineConstantLoop(Pass):
 
     def run(self, context: Context) -> None:
         for node in context.index.of_types(("Loop",)):
-            if node.graph is None or node.domain not in ("", "ai.onnx") or in_function(context, node.outputs[0]):
+            if node.graph not in context.index.scopes:
+                continue  # it went with the body that it stood in
+            if node.domain not in ("", "ai.onnx") or in_function(context, node.outputs[0]):
                 continue
             rounds = _rounds(context, node)
             if rounds is None:

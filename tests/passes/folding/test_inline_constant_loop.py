@@ -94,3 +94,17 @@ def test_in_a_branch() -> None:
     assert log.applied == 1
     for flag in (True, False):
         assert_same(before, after, {**X, "flag": np.asarray(flag)}, exact=True)
+
+
+def test_a_loop_in_the_body_of_one_that_never_runs() -> None:
+    inner = helper.make_graph(
+        [node("Identity", ["on"], ["still_on"]), node("Neg", ["g"], ["h"])], "inner",
+        [info("j", [], TensorProto.INT64), info("on", [], TensorProto.BOOL), info("g", [2, 3])],
+        [info("still_on", [], TensorProto.BOOL), info("h", [2, 3])],
+    )
+    nested = helper.make_node("Loop", ["m", "", "c"], ["d"], name="nested", body=inner)
+    graph = body([node("Identity", ["going"], ["still"]), nested], {"still": [], "d": [2, 3]})
+    before = loop(0, None, graph, {"y": [2, 3]})
+    after, log = run_pass(before, PASS)
+    assert "Loop" not in ops(after), reasons(log)
+    assert_same(before, after, X, exact=True)
