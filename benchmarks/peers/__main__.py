@@ -7,7 +7,8 @@ Every tool runs as a process of its own over every model of the public zoo, or o
 models.recipes --all DIR`). Each result is verified against the original at two sizes with the runtime's optimizations
 off and on, and, where the runtime does not end with the graph that it makes of the original (shown as =), timed beside
 it in interleaved pairs under all of the runtime's optimizations. graphopt's results are timed beside the best of the
-others too. `--out` keeps a line a model; models that are in it already are not run again.
+others too. Results of the other tools are kept in `--work` and used again. `--out` keeps a line a model; models that are
+in it already are not run again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="MODEL")
     parser.add_argument("--recipes", type=Path, metavar="DIR", help="the exported recipes in DIR instead of the zoo")
     parser.add_argument("--tools", default=",".join(tools.TOOLS), help="default: %(default)s")
-    parser.add_argument("--threads", default="1,2", help="default: %(default)s")
+    parser.add_argument("--threads", default="1,2", help="to time with; empty: nothing is timed. Default: %(default)s")
     parser.add_argument("--seconds", type=float, default=8.0, help="longest time for one figure")
     parser.add_argument("--timeout", type=float, default=300.0, help="longest time for one tool on one model")
     parser.add_argument("--python", type=Path, default=tools.DEFAULT_PYTHON, help="of the other tools' environment")
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     chosen = [tools.TOOLS[name] for name in options.tools.split(",")]
-    threads = [int(t) for t in options.threads.split(",")]
+    threads = [int(t) for t in options.threads.split(",") if t]
     if any(tool.preset is None for tool in chosen) and not options.python.exists():
         print(f"{options.python}: not there; `make peers` sets the other tools up", file=sys.stderr)
         return 2
@@ -47,7 +48,6 @@ def main() -> int:
             continue
         print(f"{case.name} ...", file=sys.stderr, flush=True)
         rows[case.name] = measurer.model(case, chosen)
-        measurer.clean(case)
         if options.out is not None:
             with options.out.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(rows[case.name]) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +57,8 @@ class Measurer:
         return row
 
     def _tool(self, tool: Tool, case: Case, target: Path, samples: Sequence[Sample], reference: Reference) -> dict[str, Any]:
-        target.unlink(missing_ok=True)
-        ran = tools.run(tool, case.name, case.path, target, python=self.python, timeout=self.timeout, bench=True)
-        found: dict[str, Any] = asdict(ran)
-        if ran.status != "ok":
+        found = self._ran(tool, case, target)
+        if found["status"] != "ok":
             return found
         found |= size(target)
         try:
@@ -70,6 +68,20 @@ class Measurer:
         if found["verdict"] in RIGHT:
             found["same_graph"] = same_runtime_graph(case.path, target)
         return found
+
+    def _ran(self, tool: Tool, case: Case, target: Path) -> dict[str, Any]:
+        """Run a tool, or take what it made of the same model before, unless it is graphopt."""
+        notes = target.with_suffix(".json")
+        stat = case.path.stat()
+        key = [tools.REQUIREMENTS.read_text(encoding="utf-8"), str(case.path.resolve()), stat.st_size, stat.st_mtime_ns]
+        if tool.preset is None and notes.exists():
+            kept = json.loads(notes.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept["run"]
+        target.unlink(missing_ok=True)
+        ran = asdict(tools.run(tool, case.name, case.path, target, python=self.python, timeout=self.timeout))
+        notes.write_text(json.dumps({"key": key, "run": ran}), encoding="utf-8")
+        return ran
 
     def _time(self, row: dict[str, Any], tool: Tool, case: Case, folder: Path, feeds: dict[str, Any], threads: int) -> None:
         found = row["tools"].get(tool.name)
@@ -100,10 +112,6 @@ class Measurer:
         else:
             direct = _speed(folder / f"{best}.onnx", folder / f"{tool.name}.onnx", feeds, threads, self.seconds)
         found.setdefault("against_best", {})[key] = {"tool": best, "best_ratio": others[best], **direct}
-
-    def clean(self, case: Case) -> None:
-        """Remove the results of a model."""
-        shutil.rmtree(self.work / case.name, ignore_errors=True)
 
 
 def size(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_TOOL = Path(__file__).with_name("run_tool.py")
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 DEFAULT_PYTHON = Path("build/peers/bin/python")
 
 
@@ -70,11 +71,11 @@ class Run:
     error: str = ""
 
 
-def run(tool: Tool, model: str, source: Path, target: Path, *, python: Path, timeout: float, bench: bool) -> Run:
+def run(tool: Tool, model: str, source: Path, target: Path, *, python: Path, timeout: float) -> Run:
     """Run a tool as a process of its own; `python` is that of the other tools' environment."""
     if tool.preset is not None:
-        command = [sys.executable, "-m", "graphopt", "run", str(source), "-o", str(target), "--preset", tool.preset, "--quiet"]
-        command += [] if bench else ["--no-bench"]
+        # Settings of the session and other presets are looked for beside the result, which is the same without.
+        command = [sys.executable, "-m", "graphopt", "run", str(source), "-o", str(target), "--preset", tool.preset, "--no-tune", "--quiet"]
     else:
         command = [str(python), str(RUN_TOOL), tool.name, str(source), str(target)]
         command += [model_type(model) or ""] if tool.name == "ort_transformers" else []
