@@ -42,8 +42,8 @@ class FuseQkvAttention(Rewrite):
     """Fuse self-attention and the products that make its query, key and value into Attention (com.microsoft).
 
     Their weights become one, [input, 3 * hidden], as the operator wants them. Measured under ONNX Runtime 1.32 on x86-64
-    with AVX-512, one thread, beside the parts: ViT-tiny 1.05 to 1.08 times as fast, BERT-base 0.99 to 1.01, MiniLM-L6 0.95 to
-    1.04 (16 to 128 tokens), within the noise.
+    with AVX-512, one thread, beside the parts: ViT-tiny 1.05 to 1.08 times as fast, BERT-base 0.99 to 1.01, MiniLM-L6 0.92 to
+    1.04 (16 to 128 tokens, two series): so measuring decides.
     """
 
     name = "fuse-qkv-attention"
