@@ -13,7 +13,7 @@ from graphopt.optimize import Result, optimize
 from graphopt.request import Request
 from models.recipes import HOWS, RECIPES, export
 from models.zoo import MODELS, feeds, fetch, has_alt
-from tests.support import ops
+from tests.support import REGISTRY, ops
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="exporting needs torch")
 # One of each exporter is quick enough for the default run.
@@ -30,7 +30,9 @@ def check(path: Path, target: Path, dynamic: bool) -> Result:
     assert len({json.dumps(s, sort_keys=True) for s in verification["sizes"]}) >= (2 if dynamic else 1)
     assert [(p["name"], p["note"]) for p in report["passes"] if p["status"] in ("failed", "rolled-back")] == []
     assert report["after"]["bytes"] <= 1.02 * report["before"]["bytes"]
-    assert report["after"]["nodes"] <= report["before"]["nodes"]
+    # A pass may write more nodes where that is faster: then it says that measuring decides on it.
+    longer = sum(max(0, p["nodes_after"] - p["nodes_before"]) for p in report["passes"] if REGISTRY.get(p["name"]).measured)
+    assert report["after"]["nodes"] <= report["before"]["nodes"] + longer
     return result
 
 

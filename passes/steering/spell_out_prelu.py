@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, guards, op, var
+from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, guards, op, var
 
 from ..arguments import element_type
 
 
 @dataclass(frozen=True)
 class SpellOutPrelu(Rewrite):
-    """Write PRelu as LeakyRelu or max(x, a x), else as relu(x) + a min(x, 0), which are faster on CPUs.
+    """Write PRelu as LeakyRelu or max(x, a x), which are faster on CPUs.
 
     max(x, a x) holds where no slope is above 1 (or 0: it would make a NaN of infinity). ONNX Runtime 1.32 computes PRelu one
-    element at a time. Measured on x86-64 with AVX-512, one thread: the two nets of MTCNN that have PRelu 1.3 and 1.6 times
-    as fast.
+    element at a time, in a time that depends on the values: a branch that is guessed right costs little. Measured on x86-64
+    with AVX-512, one thread, P-Net of MTCNN: 1.00 to 1.06 times as fast on pictures, 1.1 to 1.15 on noise. Other slopes, as
+    relu(x) + a min(x, 0), were 1.2 to 1.7 times as fast on noise, but 0.95 to 1.00 on pictures.
     """
 
     name = "spell-out-prelu"
@@ -43,11 +43,7 @@ class SpellOutPrelu(Rewrite):
             scaled = editor.node("Mul", [x, slope], name=f"{name}/scaled", like=output)
             new = editor.node("Max", [x, scaled], name=name, like=output)
         else:
-            positive = editor.node("Relu", [x], name=f"{name}/positive", like=output)
-            zero = editor.constant(np.zeros((), np.float32), f"{name}/zero")
-            negative = editor.node("Min", [x, zero], name=f"{name}/negative", like=output)
-            scaled = editor.node("Mul", [negative, slope], name=f"{name}/scaled", like=output)
-            new = editor.node("Add", [positive, scaled], name=name, like=output)
+            raise Refuse("a slope is above 1 or 0, and what computes that takes more operators than it gains")
         editor.replace(output, new)
 
 

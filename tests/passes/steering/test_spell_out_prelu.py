@@ -31,19 +31,16 @@ def column(*values: float) -> np.ndarray:
     ("slope", "expected"),
     [
         (column(0.5, 0.25, -3, 1), {"Mul": 1, "Max": 1}),
-        (column(0.5, 0.0, -3, 1), {"Relu": 1, "Min": 1, "Mul": 1, "Add": 1}),
-        (column(0.5, 1.5, -3, 1), {"Relu": 1, "Min": 1, "Mul": 1, "Add": 1}),
         (column(0.25, 0.25, 0.25, 0.25), {"LeakyRelu": 1}),
         (np.float32(0.1), {"LeakyRelu": 1}),
         (np.float32([2.5]), {"LeakyRelu": 1}),
-        (array(5), None),
+        (-np.abs(array(5)), {"Mul": 1, "Max": 1}),
     ],
 )
 @pytest.mark.parametrize("x", [X, ("n", 4, "h", 5)])
 def test_spelled_out(slope, expected, x) -> None:
     before = prelu(slope, x=x)
-    form = expected or ({"Mul": 1, "Max": 1} if (slope <= 1).all() else {"Relu": 1, "Min": 1, "Mul": 1, "Add": 1})
-    assert_same(before, fused(NAME, before, form), feed(), rtol=0)
+    assert_same(before, fused(NAME, before, expected), feed(), rtol=0)
 
 
 def test_refusals() -> None:
@@ -56,4 +53,6 @@ def test_refusals() -> None:
     refused(NAME, e.model({"x": X}, ["y"], overridable=["a"]), "may override")
     refused(NAME, prelu(np.float64(0.1), dtype="float64"), "float32")
     refused(NAME, prelu(column(np.inf, 1, 1, 1)), "finite")
+    refused(NAME, prelu(column(0.5, 0.0, -3, 1)), "above 1 or 0")
+    refused(NAME, prelu(column(0.5, 1.5, -3, 1)), "above 1 or 0")
     refused(NAME, prelu(np.float32([0.1]), opset=7), "opset 8")
