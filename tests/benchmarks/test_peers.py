@@ -59,6 +59,8 @@ def test_tables() -> None:
     same = result(12, 1.0, speed={"1": {**speed(1.0), "same": True}})
     rows = [row(onnxsim=crash, onnxslim=same, graphopt=result(10, 1.25))]
     assert table(rows, [1]).splitlines()[-1] == "| m | 50 | crash | 12: = | 10: 1.25 |"
+    noisy = [row(graphopt=result(10, 1.25, speed={"1": speed(1.25, 0.2)}))]
+    assert table(noisy, [1]).splitlines()[-1] == "| m | 50 | 10: ~1.25 |"
     assert summary(rows, [1]).splitlines()[2:] == [
         "| onnxsim | 0 | 0 | 1 | 0 of 0 | 0 |", "| onnxslim | 1 | 0 | 0 | 0 of 1 | 0 |", "| graphopt | 1 | 0 | 0 | 1 of 1 | 0 |",
     ]  # fmt: skip

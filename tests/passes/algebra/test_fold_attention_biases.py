@@ -105,3 +105,10 @@ def test_graph_outputs_and_overridable_biases() -> None:
 def test_before_opset_13() -> None:
     _, log = run_pass(made(attention(axis=3), opset=12), NAME)
     assert log.applied == 0
+
+
+def test_a_projection_that_is_an_output_keeps_the_bias_of_the_values() -> None:
+    before = made(attention(), outputs=("y", "om"))
+    after, log = run_pass(before, NAME)
+    assert log.applied == 1 and any("the projection 'om' is also a graph output" in r for r in reasons(log)), reasons(log)
+    assert_same(before, after, {"x": array(2, 6, 8)})
