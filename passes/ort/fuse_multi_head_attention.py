@@ -45,6 +45,8 @@ class FuseMultiHeadAttention(Rewrite):
         bias = stating.state_bias(editor, attention)
         by_heads = attention.key.packed(context) is None or attention.value.packed(context) is None
         if by_heads:  # what was put behind earlier keys, or turned by its position
+            same = attention.key.size == attention.value.size
+            guards.require(same, "heads of key and value differ in size, and do not stand side by side")
             (query,) = state_packed(editor, attention.query)
             key, value = (state_by_heads(editor, h) for h in (attention.key, attention.value))
         else:
