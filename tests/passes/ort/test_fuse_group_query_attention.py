@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
 
+from tests.passes.attention import checks
 from tests.passes.attention.spelled import LOWEST, Spelled
-from tests.support import assert_same, model, node, ops, reasons, run_pass
+from tests.support import model, node, ops
 
 NAME = "fuse-group-query-attention"
 OP = "GroupQueryAttention"
 CAUSAL_FORMS = ["table", "not-table", "added-table", "compared", "trilu", "trilu-added"]
-
-
-def fused(spelled: Spelled, **sizes: int) -> onnx.ModelProto:
-    before = spelled.build()
-    after, log = run_pass(before, NAME)
-    count = ops(after)
-    assert count[OP] == 1 and not count["Softmax"] and not count["MatMul"], reasons(log)
-    for seed in range(2):
-        assert_same(before, after, spelled.feeds(seed, **sizes), rtol=2e-5)
-    return after
-
-
-def refused(before: onnx.ModelProto, reason: str) -> None:
-    after, log = run_pass(before, NAME)
-    assert ops(after) == ops(before)
-    assert any(reason in r for r in reasons(log)), reasons(log)
-
-
-def unmatched(before: onnx.ModelProto) -> None:
-    after, log = run_pass(before, NAME)
-    assert ops(after) == ops(before) and not reasons(log)
+fused = partial(checks.fused, NAME, OP)
+refused = partial(checks.refused, NAME)
+unmatched = partial(checks.unmatched, NAME)
 
 
 def attribute(proto: onnx.ModelProto, name: str) -> object:
