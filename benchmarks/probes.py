@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 
 from graphopt.measurement import compare
-from graphopt.optimize import optimize
 from graphopt.request import Request
+from graphopt.run import optimize
 from tests.support import array, model, node
 
 Nodes = list[onnx.NodeProto]

@@ -2,7 +2,7 @@
 """graphopt: makes a trained model as fast as this machine allows, and proves that it still computes the same thing.
 
 Everything named in `__all__` is the public API. It is imported on first use: `import graphopt` alone loads neither
-onnx nor ONNX Runtime nor torch. A whole run from Python is `graphopt.optimize.optimize(graphopt.Request(model=...))`.
+onnx nor ONNX Runtime nor torch. A whole run from Python is `graphopt.run.optimize(graphopt.Request(model=...))`.
 """
 
 from __future__ import annotations

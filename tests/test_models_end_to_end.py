@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from graphopt.optimize import Result, optimize
 from graphopt.request import Request
+from graphopt.run import Result, optimize
 from models.recipes import HOWS, RECIPES, export
 from models.zoo import MODELS, feeds, fetch, has_alt
 from tests.support import REGISTRY, ops

@@ -13,9 +13,9 @@ from graphopt.cli.output import check_target, only_result, print_text, remark
 from graphopt.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
-    from graphopt.optimize import Result
     from graphopt.pipeline.runner import Candidate
     from graphopt.request import Request
+    from graphopt.run import Result
 
 _SUFFIXES = (".json", ".html")
 
@@ -78,9 +78,9 @@ def run(
     in_place: Annotated[bool, typer.Option("--in-place", help="Allow that MODEL itself is replaced.", rich_help_panel="Output")] = False,
 ) -> int:
     """Optimize a model, prove that it computes the same, and measure what it gained."""
-    from graphopt.optimize import optimize
     from graphopt.reporting.progress import Progress
     from graphopt.request import Request
+    from graphopt.run import optimize
 
     request = Request(
         model=model,

@@ -223,7 +223,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     ],
 )
 def test_what_nobody_expected(cli: Cli, ok: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, words: list[str]) -> None:
-    monkeypatch.setattr("graphopt.optimize.optimize", raising(error))
+    monkeypatch.setattr("graphopt.run.optimize", raising(error))
     is_one_clear_line(cli("run", ok), *words)
 
 
@@ -248,7 +248,7 @@ def test_disk_full_while_reporting(cli: Cli, ok: Path, tmp_path: Path, monkeypat
 
 
 def test_interrupted(cli: Cli, ok: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphopt.optimize.optimize", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("graphopt.run.optimize", raising(KeyboardInterrupt()))
     done = cli("run", ok)
     assert done.code == 130
     assert len(done.err.splitlines()) == 1
@@ -262,7 +262,7 @@ def test_reader_of_the_output_is_gone(cli: Cli, ok: Path, monkeypatch: pytest.Mo
 
 
 def test_debug_shows_the_traceback(cli: Cli, ok: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphopt.optimize.optimize", raising(ZeroDivisionError("division by zero")))
+    monkeypatch.setattr("graphopt.run.optimize", raising(ZeroDivisionError("division by zero")))
     for args, variable in ((("--debug", "run", ok), None), (("run", ok, "--debug"), None), (("run", ok), "1")):
         if variable:
             monkeypatch.setenv("GRAPHOPT_DEBUG", variable)

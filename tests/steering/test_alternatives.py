@@ -8,11 +8,11 @@ import onnx
 import pytest
 
 from graphopt.errors import OptionError
-from graphopt.optimize import optimize
 from graphopt.pipeline.presets import Pipeline, load_preset, preset_names
 from graphopt.pipeline.registry import Registry
 from graphopt.pipeline.runner import Hold
 from graphopt.request import Request, alternatives, plan
+from graphopt.run import optimize
 from graphopt.steering.alternatives import Alternative, look
 from graphopt.workbench import Workbench
 from tests.steering.tables import Passes, speed

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 
 from graphopt import runtime
 from graphopt.errors import InputError, OptionError
-from graphopt.optimize import Result, optimize
 from graphopt.request import Request
+from graphopt.run import Result, optimize
 from graphopt.steering import baking
 from graphopt.workbench import Workbench
 from tests.steering.tables import speed

@@ -11,8 +11,8 @@ import pytest
 import graphopt
 from graphopt.errors import OutputError
 from graphopt.measurement import Latency
-from graphopt.optimize import Result, optimize
 from graphopt.request import Request
+from graphopt.run import Result, optimize
 from graphopt.workbench import Workbench
 from tests.steering import risky
 from tests.steering.tables import speed

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from graphopt.errors import InputError, OptionError, OutputError
-from graphopt.optimize import Result, optimize
 from graphopt.request import Request
+from graphopt.run import Result, optimize
 from tests.pipeline import faulty
 from tests.support import array, assert_same, model, node, ops
 

@@ -1,0 +1,1 @@
+"""torch programs on their way: captured, verified, measured, written."""
