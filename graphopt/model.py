@@ -30,6 +30,7 @@ DECLARED = "graphopt.declared"
 class Model:
     """A graph, its kind, and where it came from.
 
+    ``graph`` is an :class:`onnx_ir.Model`; where ``kind`` is "torch" it is a :class:`graphopt.aten.Program`.
     ``notes`` are remarks of the loader for the report: what was tolerated, and how it was read.
     """
 

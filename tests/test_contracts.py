@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "numpy")
 
 # What a pass may import of graphopt; a plug-in of somebody else gets all of it from `graphopt` itself.
-PUBLIC_TO_PASSES = ("graphopt", "graphopt.errors", "graphopt.model", "graphopt.rewriting")
+PUBLIC_TO_PASSES = ("graphopt", "graphopt.errors", "graphopt.model", "graphopt.aten", "graphopt.rewriting")
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:
@@ -56,6 +56,11 @@ def test_passes_import_the_public_api_only() -> None:
         if name.startswith("graphopt.") and not any(name == p or name.startswith(p + ".") for p in PUBLIC_TO_PASSES[1:])
     ]
     assert not found
+
+
+def test_finding_the_passes_does_not_import_torch() -> None:
+    code = "import sys; from graphopt.pipeline.registry import Registry; Registry.discover(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_public_names_are_real_and_known_to_type_checkers() -> None:

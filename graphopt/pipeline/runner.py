@@ -8,11 +8,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-import onnx_ir as ir
-
-from graphopt.model import Model, count_nodes
+from graphopt.model import Model
 from graphopt.pipeline.presets import Pipeline
 from graphopt.rewriting.base import Pass
 from graphopt.rewriting.changes import ChangeLog, Refusal
@@ -165,6 +163,25 @@ def _run(model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Obser
     return Candidate(model, run.records, run.applications, hold, [*model.notes, *dict.fromkeys(run.context.notes)])
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What running passes takes, for a kind of graph."""
+
+    context: Callable[..., Any]
+    count: Callable[[Any], int]
+    carry_out: Callable[[Pass, Any], None]
+
+
+def _kind(model: Model) -> _Kind:
+    if model.kind == "torch":
+        from graphopt import aten  # it imports torch
+
+        return _Kind(aten.AtenContext, aten.count_nodes, lambda step, context: step.run_aten(context))
+    from graphopt.model import count_nodes
+
+    return _Kind(Context, count_nodes, lambda step, context: step.run(context))
+
+
 class _Run:
     """One pass over the pipeline, as far as it has come."""
 
@@ -175,11 +192,12 @@ class _Run:
         self.observers = observers
         self.records = [PassRun(step.name, step.effect.value) for step in self.steps]
         self.applications: list[Application] = []
-        self.context = Context(model.graph)
-        self.held: list[set[ir.Node]] = [set() for _ in self.steps]
+        self.kind = _kind(model)
+        self.context = self.kind.context(model.graph)
+        self.held: list[set[Any]] = [set() for _ in self.steps]
         self.seen = [False] * len(self.steps)
         self.asked = 0
-        self.nodes = count_nodes(model.graph)
+        self.nodes = self.kind.count(model.graph)
 
     def step(self, i: int) -> bool:
         """Run one pass; whether it changed anything."""
@@ -187,16 +205,16 @@ class _Run:
         if not self.seen[i]:
             self.seen[i] = True
             record.nodes_before = record.nodes_after = self.nodes
-        if step.name in self.hold.passes:
+        if step.name in self.hold.passes or self.model.kind not in step.kinds:
             return False
         for observer in self.observers:
             observer.before(step, i, len(self.steps))
         base = self.asked
         log = ChangeLog(step.name, lambda number: self.hold.allows(base + number), self.held[i])
         started = time.perf_counter()
-        self.context = Context(self.model.graph, log, self.context)
+        self.context = self.kind.context(self.model.graph, log, self.context)
         try:
-            step.run(self.context)
+            self.kind.carry_out(step, self.context)
         except Exception as error:
             raise PassFailed(step.name, error) from error
         record.seconds += time.perf_counter() - started
@@ -205,7 +223,7 @@ class _Run:
         if log.applied:
             record.status = "kept"
             record.applied += log.applied
-            before, self.nodes = self.nodes, count_nodes(self.model.graph)
+            before, self.nodes = self.nodes, self.kind.count(self.model.graph)
             record.nodes_after += self.nodes - before
         record.refused = log.refusals
         record.notes = log.notes or record.notes  # what holds after the last round

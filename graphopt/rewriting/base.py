@@ -13,6 +13,7 @@ from graphopt.errors import OptionError, PluginError
 if typing.TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.aten import AtenContext
     from graphopt.rewriting.context import Context
     from graphopt.rewriting.editor import Editor
     from graphopt.rewriting.pattern import Match, Pattern
@@ -179,6 +180,10 @@ class Pass:
     def run(self, context: Context) -> None:
         """Transform `context.model` in place, asking `context.log` before each change and telling it after."""
         raise NotImplementedError(f"{type(self).__name__}.run")
+
+    def run_aten(self, context: AtenContext) -> None:
+        """The same on `context.program`, an ATen graph, for a pass whose `kinds` name "torch"."""
+        raise NotImplementedError(f"{type(self).__name__}.run_aten")
 
 
 class Rewrite(Pass):

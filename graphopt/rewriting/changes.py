@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from graphopt.rewriting.base import node_label
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    Node = ir.Node | fx.Node
 
 _ORIGIN = "graphopt.origin"
 
@@ -40,7 +46,7 @@ class ChangeLog:
         notes: lines for the report that are no refusals.
     """
 
-    def __init__(self, name: str, allow: Callable[[int], bool] | None = None, held: set[ir.Node] | None = None) -> None:
+    def __init__(self, name: str, allow: Callable[[int], bool] | None = None, held: set[Node] | None = None) -> None:
         self.name = name
         self.applied = 0
         self.asked = 0
@@ -48,38 +54,38 @@ class ChangeLog:
         self.notes: list[str] = []
         self._allow = allow
         self._held = held if held is not None else set()
-        self._refused: dict[ir.Node | str, Refusal] = {}
+        self._refused: dict[Node | str, Refusal] = {}
 
     @property
     def refusals(self) -> list[Refusal]:
         """The refusals that still stand, in the order in which they were met."""
         return list(self._refused.values())
 
-    def permit(self, subject: ir.Node | ir.Value | None = None, label: str | None = None) -> bool:
+    def permit(self, subject: Node | ir.Value | None = None, label: str | None = None) -> bool:
         """Ask before a change at `subject`; False means that it is held back.
 
         `label` names the change in a bisection's answer where `subject` is not a node.
         """
-        if isinstance(subject, ir.Node) and subject in self._held:
+        if subject in self._held:
             return False
         number = self.asked
         self.asked += 1
         if self._allow is not None and not self._allow(number):
-            if isinstance(subject, ir.Node):
+            if subject is not None and not isinstance(subject, ir.Value):
                 self._held.add(subject)
             return False
         if label is None:
-            label = node_label(subject) if isinstance(subject, ir.Node) else (subject.name or "?") if subject is not None else "?"
+            label = _label(subject)
         self.numbered.append((number, label))
         self.applied += 1
         return True
 
-    def refuse(self, subject: ir.Node | str, reason: str) -> None:
+    def refuse(self, subject: Node | str, reason: str) -> None:
         """Record that a match at `subject` was turned down; a later reason replaces an earlier one."""
-        label = subject if isinstance(subject, str) else node_label(subject)
+        label = subject if isinstance(subject, str) else _label(subject)
         self._refused[subject] = Refusal(label, reason)
 
-    def settled(self, subject: ir.Node) -> None:
+    def settled(self, subject: Node) -> None:
         """Forget a refusal at `subject`: it was rewritten after all, or no longer matches."""
         self._refused.pop(subject, None)
 
@@ -87,7 +93,7 @@ class ChangeLog:
         """A line for the report that is no refusal."""
         self.notes.append(text)
 
-    def provenance(self, new: Iterable[ir.Node], old: Iterable[ir.Node]) -> None:
+    def provenance(self, new: Iterable[Node], old: Iterable[Node]) -> None:
         """Record that `new` nodes stand for `old` ones, by this pass."""
         names: dict[str, None] = {}
         passes: dict[str, None] = {}
@@ -100,7 +106,12 @@ class ChangeLog:
             node.meta[_ORIGIN] = (tuple(names), tuple(passes))
 
 
-def origin(node: ir.Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def origin(node: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the original nodes that `node` stands for, and the passes that made it (none: untouched)."""
     known = node.meta.get(_ORIGIN)
-    return known if known is not None else ((node_label(node),), ())
+    return known if known is not None else ((_label(node),), ())
+
+
+def _label(subject: Any) -> str:
+    """How a report names a node of either kind, or a value."""
+    return node_label(subject) if isinstance(subject, ir.Node) else getattr(subject, "name", None) or "?"

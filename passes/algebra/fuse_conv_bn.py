@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -11,6 +12,9 @@ from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, const, c
 
 from .batchnorm import read_bn
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, LINEAR, Linear, read
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _MADE = "graphopt.folded"  # in the meta of a weight: what was made of it, and by which BatchNormalization
 _SIBLINGS = 64
@@ -25,6 +29,7 @@ class FuseConvBn(Rewrite):
 
     name = "fuse-conv-bn"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
 
@@ -34,6 +39,11 @@ class FuseConvBn(Rewrite):
             op("BatchNormalization", op(LINEAR, bind="linear"), ..., bind="bn"),
             op("BatchNormalization", biased, ..., bind="bn"),
         )
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fuse_conv_bn
+
+        fuse_conv_bn.run(context, self.max_growth_bytes)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context, bn, node = editor.context, match.root, match["linear"]
