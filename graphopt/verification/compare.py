@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from graphopt import runtime
 from graphopt.errors import GraphoptError, OptionError
 from graphopt.settings import Settings
 from graphopt.verification.metrics import CAP, NOISE_FACTOR, Leaf, compare, eps_of, identical, is_float, leaves, scale_of
-from graphopt.verification.reference import RUNTIME_FACTOR, Noise, Reference
+from graphopt.verification.original import RUNTIME_FACTOR, Noise, Original
+from graphopt.verification.reference import Reference
 from graphopt.verification.samples import Sample
 
 Verdict = Literal["identical", "equivalent", "within-budget", "different", "unverified"]
@@ -30,6 +31,14 @@ Verdict = Literal["identical", "equivalent", "within-budget", "different", "unve
 RTOL = {"exact": 1e-5, "rounding": 1e-4, "lossy": 1e-4}
 #: What a lossy candidate may be away by default: ||a - b|| / ||b|| of each float output, part of changed integers.
 BUDGET = 0.1
+
+
+class Runnable(Protocol):
+    """A candidate that is no ONNX file: it is run one way only. `run` raises GraphoptError, one line, where it does not."""
+
+    output_names: list[str]
+
+    def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
 
 @dataclass
@@ -86,8 +95,8 @@ class Verification:
 
 
 def verify(
-    original: str | os.PathLike | bytes,
-    candidate: str | os.PathLike | bytes,
+    original: str | os.PathLike | bytes | None,
+    candidate: str | os.PathLike | bytes | Runnable,
     samples: Sequence[Sample],
     *,
     effect: str = "rounding",
@@ -95,17 +104,18 @@ def verify(
     budget: float | None = None,
     threads: int = 0,
     provider: str = "cpu",
-    reference: Reference | None = None,
+    reference: Original | None = None,
     coverage: bool = True,
     settings: Settings | None = None,
 ) -> Verification:
     """Compares a candidate with the original on samples.
 
-    original, candidate: ONNX files or the bytes of such; effect: the strongest effect of the passes that made the
-    candidate; tolerance: the relative tolerance for floats instead of the one that effect and noise give; budget: for
-    lossy ones, instead of BUDGET; reference: one made before of the same original, whose answers are used again;
-    coverage: whether to measure how much of the graph the samples exercise; settings: of the candidate's session with
-    the runtime's optimizations on, where it is to be served with others than plain ones.
+    original, candidate: ONNX files or the bytes of such, the candidate also something else that runs; effect: the
+    strongest effect of the passes that made the candidate; tolerance: the relative tolerance for floats instead of the
+    one that effect and noise give; budget: for lossy ones, instead of BUDGET; reference: one made before of the same
+    original, whose answers are used again, or an original that is no ONNX file (`original` is None then); coverage:
+    whether to measure how much of the graph the samples exercise; settings: of the candidate's session with the
+    runtime's optimizations on, where it is to be served with others than plain ones.
 
     Integers, bools and strings must be equal, unless the reference itself changes some under rounding: then as large a
     part as NOISE_FACTOR times that may differ. Raises OptionError for an unknown effect or a tolerance or budget below
@@ -118,7 +128,10 @@ def verify(
         if value is not None and not value >= 0:
             raise OptionError(f"{what} must be 0 or more, not {value}")
     mine = reference is None
-    reference = reference or Reference(original, threads=threads, provider=provider)
+    if reference is None:
+        if original is None:
+            raise ValueError("either an original or a reference must be given")
+        reference = Reference(original, threads=threads, provider=provider)
     try:
         job = _Job(reference, candidate, effect, tolerance, BUDGET if budget is None else budget, threads, provider, settings)
         return job.run(list(samples), coverage)
@@ -128,7 +141,7 @@ def verify(
 
 
 class _Job:
-    def __init__(self, reference: Reference, candidate, effect, tolerance, budget, threads, provider, settings):
+    def __init__(self, reference: Original, candidate, effect, tolerance, budget, threads, provider, settings):
         self.reference, self.candidate = reference, candidate
         self.effect, self.tolerance, self.budget = effect, tolerance, budget
         self.threads, self.provider, self.settings = threads, provider, settings
@@ -173,8 +186,11 @@ class _Job:
                 more = f" and {len(never) - 3} more" if len(never) > 3 else ""
                 result.notes.append(f"no sample takes these branches: {', '.join(never[:3])}{more}")
         self.reference.close()  # the candidate's session is the only one in memory
-        if self._pass(usable, optimize=False):
-            self._pass(usable, optimize=True)
+        if isinstance(self.candidate, str | bytes | os.PathLike):
+            if self._pass(usable, optimize=False):
+                self._pass(usable, optimize=True)
+        else:
+            self._run(usable, self.candidate.run, list(self.candidate.output_names), "", False)
         self._conclude()
         return result
 
@@ -195,12 +211,16 @@ class _Job:
         except GraphoptError as error:
             return self._broken(f"the candidate does not load{how}: {error}", optimize)
         names = [o.name for o in session.get_outputs()]
+        return self._run(samples, lambda feeds: runtime.run(session, feeds), names, how, optimize)
+
+    def _run(self, samples: list[Sample], run: Callable[[Mapping[str, Any]], Mapping[str, Any]], names: list[str], how: str,
+             optimize: bool) -> bool:  # fmt: skip
         if names != self.reference.output_names:
             return self._broken(f"outputs are {names}, not {self.reference.output_names}", False)
         for sample in samples:
             expected = self.reference.outputs(sample)
             try:
-                found = runtime.run(session, sample.feeds)
+                found = run(sample.feeds)
             except GraphoptError as error:
                 return self._broken(f"the candidate does not run{how} on a sample ({sample.origin}): {error}", optimize)
             fallback = self.reference.optimized(sample) if optimize else None
