@@ -1,4 +1,4 @@
-"""How fast a model is, and how fast beside another: medians from interleaved batches in rounds of fresh sessions.
+"""How fast a model is, and how fast beside others: medians from interleaved batches in rounds of fresh sessions.
 
 Absolute times drift with clock speed and other load; the ratio of two batches taken one right after the other does not.
 So the pair is the unit: a batch of each model, the order swapped from pair to pair. A session also has luck of its own
@@ -8,7 +8,7 @@ So the pair is the unit: a batch of each model, the order swapped from pair to p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from statistics import median
@@ -17,10 +17,10 @@ from typing import Any
 from graphopt import runtime
 from graphopt.measurement import interval
 from graphopt.measurement.runtime_graph import same_runtime_graph
-from graphopt.measurement.timing import Timed, no_collection
+from graphopt.measurement.timing import Timed, no_collection, timed_session
 from graphopt.settings import Settings
 
-__all__ = ["Latency", "Speed", "bench", "compare", "same_runtime_graph"]
+__all__ = ["Contender", "Latency", "Speed", "bench", "compare", "race", "same_runtime_graph"]
 
 # Below 1 - margin the whole interval must lie for a result to count as slower.
 _MARGIN = 0.005
@@ -32,6 +32,8 @@ _ROUND_PAIRS = 8
 _FEW = 3  # pairs (batches) taken even past `max_seconds`, up to twice that time
 
 Progress = Callable[[int, int], None]
+#: Makes something ready to be timed; called once a round.
+Contender = Callable[[], Timed]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Speed:
 
     ratio: median over the pairs of a's time over b's (above 1: b is faster). low, high: a confidence interval of it,
     at level `confidence` (0.95 from six pairs on; see `interval.of_median`). before_ms, after_ms: median milliseconds
-    of one run of a and b. session_before_ms, session_after_ms: median milliseconds of making a session.
+    of one run of a and b. session_before_ms, session_after_ms: median milliseconds of making a session, None for what
+    needs none.
     """
 
     ratio: float
@@ -50,8 +53,8 @@ class Speed:
     after_ms: float
     pairs: int
     confidence: float
-    session_before_ms: float
-    session_after_ms: float
+    session_before_ms: float | None
+    session_after_ms: float | None
     threads: int
     provider: str
 
@@ -120,23 +123,48 @@ def compare(
 
     Raises InputError where a model or the feeds do not run, ProviderError where the provider does not.
     """
-    limits = Limits(pairs, min_seconds, max_seconds, precision, decide)
-    took = _take((a, b), feeds, threads, provider, limits, progress, settings)
-    ratio, low, high, confidence = took.interval
-    times_a, times_b = took.times
-    return Speed(
-        ratio=ratio,
-        low=low,
-        high=high,
-        before_ms=median(times_a) * 1e3,
-        after_ms=median(times_b) * 1e3,
-        pairs=len(times_a),
-        confidence=confidence,
-        session_before_ms=median(took.session_s[0]) * 1e3,
-        session_after_ms=median(took.session_s[1]) * 1e3,
-        threads=threads or runtime.usable_cores(),
-        provider=runtime.short_name(runtime.resolve_provider(provider)),
-    )
+    both = [_on(model, feeds, threads, provider, one) for model, one in zip((a, b), settings, strict=True)]
+    (speed,) = race(
+        both, threads=threads, provider=provider, pairs=pairs, min_seconds=min_seconds, max_seconds=max_seconds, precision=precision,
+        decide=decide, progress=progress,
+    )  # fmt: skip
+    return speed
+
+
+def race(
+    contenders: Sequence[Contender],
+    *,
+    threads: int = 0,
+    provider: str = "cpu",
+    pairs: int = 400,
+    min_seconds: float = 1.0,
+    max_seconds: float = 15.0,
+    precision: float = 0.01,
+    decide: float | None = None,
+    progress: Progress | None = None,
+) -> list[Speed]:
+    """The speeds of all contenders but the first, each beside the first, from batches of all of them in turn.
+
+    threads, provider: what they run on, for the record. Other options as for `compare`; it stops when every speed is
+    settled, or decided. Raises what making or running a contender raises.
+    """
+    took = _take(contenders, Limits(pairs, min_seconds, max_seconds, precision, decide), progress)
+    made = [None if None in seconds else median(seconds) * 1e3 for seconds in took.session_s]
+    speeds = []
+    for i in range(1, len(contenders)):
+        ratio, low, high, confidence = took.interval(i)
+        speeds.append(Speed(
+            ratio=ratio, low=low, high=high, confidence=confidence, pairs=took.count, before_ms=median(took.times[0]) * 1e3,
+            after_ms=median(took.times[i]) * 1e3, session_before_ms=made[0], session_after_ms=made[i],
+            threads=threads or runtime.usable_cores(), provider=runtime.short_name(runtime.resolve_provider(provider)),
+        ))  # fmt: skip
+    return speeds
+
+
+def _on(
+    model: str | PathLike | bytes, feeds: Mapping[str, Any], threads: int, provider: str, settings: Settings | None = None
+) -> Contender:
+    return lambda: timed_session(model, feeds, threads=threads, provider=provider, settings=settings)
 
 
 def bench(
@@ -155,8 +183,8 @@ def bench(
 
     Unlike a ratio of pairs it moves with whatever else the machine does: to compare two models use `compare`.
     """
-    took = _take((model,), feeds, threads, provider, Limits(batches, min_seconds, max_seconds, precision), progress)
-    ms, low, high, confidence = took.interval
+    took = _take([_on(model, feeds, threads, provider)], Limits(batches, min_seconds, max_seconds, precision), progress)
+    ms, low, high, confidence = took.interval(0)
     return Latency(
         ms=ms * 1e3,
         low=low * 1e3,
@@ -181,52 +209,57 @@ class Limits:
 
 
 class _Taken:
-    """What was measured so far of one or two models."""
+    """What was measured so far of one contender or several."""
 
-    def __init__(self, models: int):
-        self.times: list[list[float]] = [[] for _ in range(models)]  # seconds a run, one value a batch
-        self.session_s: list[list[float]] = [[] for _ in range(models)]
-        self.rounds: list[list[float]] = []  # by round: ratios of two models, seconds of one
+    def __init__(self, contenders: int):
+        self.times: list[list[float]] = [[] for _ in range(contenders)]  # seconds a run, one value a batch
+        self.session_s: list[list[float | None]] = [[] for _ in range(contenders)]
+        self.rounds: list[list[tuple[float, ...]]] = []  # by round: seconds a run of each, one entry for batches of all
         self.runs = 0
 
     @property
     def count(self) -> int:
         return len(self.times[0])
 
+    def interval(self, i: int) -> tuple[float, float, float, float]:
+        """Of the ratio of the first's time over that of contender i; of the first's seconds where i is 0."""
+        return interval.of_median([[both[0] / both[i] if i else both[0] for both in r] for r in self.rounds])
+
     @property
-    def interval(self) -> tuple[float, float, float, float]:
-        return interval.of_median(self.rounds)
+    def intervals(self) -> list[tuple[float, float, float, float]]:
+        return [self.interval(i) for i in range(1, len(self.times))] or [self.interval(0)]
 
     def settled(self, limits: Limits) -> bool:
-        """The interval is tight enough: within the precision, or a tenth of what the second model gained or lost."""
-        middle, low, high, confidence = self.interval
-        precision = limits.precision
-        if len(self.times) == 2:
-            precision = max(precision, 0.1 * abs(middle - 1) / max(middle, 1.0))
-        return confidence >= interval.LEVEL and max(middle - low, high - middle) <= precision * middle
+        """The intervals are tight enough: within the precision, or a tenth of what a contender gained or lost."""
+        for middle, low, high, confidence in self.intervals:
+            precision = limits.precision
+            if len(self.times) > 1:
+                precision = max(precision, 0.1 * abs(middle - 1) / max(middle, 1.0))
+            if confidence < interval.LEVEL or max(middle - low, high - middle) > precision * middle:
+                return False
+        return True
 
     def decided(self, limits: Limits) -> bool:
-        """The interval lies on one side of the ratio that is the question."""
+        """Every interval lies on one side of the ratio that is the question."""
         if limits.decide is None or len(self.rounds) < _DECIDING_ROUNDS:
             return False
-        _, low, high, confidence = self.interval
-        return confidence >= interval.LEVEL and not low <= limits.decide <= high
+        return all(confidence >= interval.LEVEL and not low <= limits.decide <= high for _, low, high, confidence in self.intervals)
 
 
-def _take(models, feeds, threads, provider, limits: Limits, progress, settings=(None, None)) -> _Taken:
-    """Takes batches of the models in turn, in rounds of fresh sessions, until the figure is settled or time is up."""
+def _take(contenders: Sequence[Contender], limits: Limits, progress: Progress | None) -> _Taken:
+    """Takes batches of the contenders in turn, in rounds of fresh ones, until the figures are settled or time is up."""
     if limits.most < 1:
         raise ValueError(f"at least one pair must be taken, not {limits.most}")
-    took = _Taken(len(models))
+    took = _Taken(len(contenders))
     start = time.perf_counter()
     while took.count < limits.most:
         round_start = time.perf_counter()
-        order = list(range(len(models)))
+        order = list(range(len(contenders)))
         if len(took.rounds) % 2:
             order.reverse()
         ready: dict[int, Timed] = {}
         for i in order:
-            ready[i] = Timed(models[i], feeds, threads=threads, provider=provider, settings=settings[i])
+            ready[i] = contenders[i]()
             took.session_s[i].append(ready[i].session_s)
         setup_s = time.perf_counter() - round_start
         pair_s = sum(t.batch_s for t in ready.values())
@@ -244,9 +277,9 @@ def _take(models, feeds, threads, provider, limits: Limits, progress, settings=(
 
 
 def _round(took, ready, limits: Limits, start, setup_s, pair_s, progress) -> None:
-    """One round: batches of each model in turn, the order swapped every time, until the round's share is taken.
+    """One round: batches of each contender in turn, the order swapped every time, until the round's share is taken.
 
-    ready: Timed by the place of its model. setup_s, pair_s: seconds that the sessions took and that a pair will take.
+    ready: Timed by the place of its contender. setup_s, pair_s: seconds that the sessions took and that a pair will take.
     """
     current = took.rounds[-1]
     with no_collection():
@@ -256,7 +289,7 @@ def _round(took, ready, limits: Limits, start, setup_s, pair_s, progress) -> Non
             for i, s in seconds.items():
                 took.times[i].append(s)
                 took.runs += ready[i].runs
-            current.append(seconds[0] / seconds[1] if len(seconds) == 2 else seconds[0])
+            current.append(tuple(seconds[i] for i in sorted(seconds)))
             if progress:
                 progress(took.count, limits.most)
             elapsed = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""A model ready to be timed: a session, its feeds in place, and the batch of runs that is long enough to time."""
+"""Something ready to be timed: what to call, and the batch of calls that is long enough to time."""
 
 from __future__ import annotations
 
@@ -34,30 +34,17 @@ def no_collection() -> Iterator[None]:
 
 
 class Timed:
-    """A fresh session on a model, warmed up, with the number of runs that makes a batch.
+    """Something to run, warmed up, with the number of runs that makes a batch."""
 
-    session_s: seconds that making the session took. settings: of the session, instead of a plain one on `threads`.
-    Raises what `runtime.session` and `runtime.run` raise.
-    """
-
-    def __init__(
-        self,
-        model: str | PathLike | bytes,
-        feeds: Mapping[str, Any],
-        *,
-        threads: int,
-        provider: str,
-        settings: Settings | None = None,
-    ):
-        start = time.perf_counter()
-        threads = threads if settings is None else settings.threads
-        session = runtime.session(model, threads=threads, provider=provider, settings=settings)
-        self.session_s = time.perf_counter() - start
+    def __init__(self, call: Callable[[], Any], first: Callable[[], Any] | None = None, session_s: float | None = None):
+        """call: runs it once; first: the same for the first time, where that is to be checked; session_s: seconds that
+        making it took, None where nothing was made. Raises what the first run raises."""
+        self.session_s = session_s
         # The first run checks the feeds, allocates and picks kernels. Its error, if any, is one clear line.
         start = time.perf_counter()
-        runtime.run(session, feeds)
+        (first or call)()
         run_s = time.perf_counter() - start
-        self._call = _caller(session, feeds)
+        self._call = call
         if run_s < _SLOW_RUN_S:  # of a run of seconds the first is a good enough guess, and a second one dear
             run_s = self._seconds(1)
         if run_s < _LONG_RUN_S:
@@ -82,6 +69,21 @@ class Timed:
         for _ in range(runs):
             call()
         return (time.perf_counter() - start) / runs
+
+
+def timed_session(
+    model: str | PathLike | bytes, feeds: Mapping[str, Any], *, threads: int, provider: str, settings: Settings | None = None
+) -> Timed:
+    """A fresh session on a model with its feeds in place. settings: of the session, instead of a plain one on `threads`.
+
+    Raises what `runtime.session` and `runtime.run` raise.
+    """
+    start = time.perf_counter()
+    threads = threads if settings is None else settings.threads
+    session = runtime.session(model, threads=threads, provider=provider, settings=settings)
+    session_s = time.perf_counter() - start
+    # The caller is made before the first run: with it the session is all that a batch needs.
+    return Timed(_caller(session, feeds), lambda: runtime.run(session, feeds), session_s)
 
 
 def _caller(session, feeds: Mapping[str, Any]) -> Callable[[], Any]:

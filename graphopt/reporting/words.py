@@ -113,7 +113,7 @@ def alternative(figures: Mapping[str, Any]) -> str:
 def latency(figures: Mapping[str, Any]) -> str:
     """12.3 ms → 10.0 ms a run, and the time to make a session where that was taken."""
     text = f"{milliseconds(figures.get('before_ms'))} → {milliseconds(figures.get('after_ms'))} a run"
-    if figures.get("session_before_ms") is not None:
+    if figures.get("session_before_ms") is not None and figures.get("session_after_ms") is not None:
         text += f"; {milliseconds(figures['session_before_ms'])} → {milliseconds(figures.get('session_after_ms'))} to make a session"
     return text
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graphopt.errors import InputError
-from graphopt.measurement import Speed, bench, compare, pairs, timing
+from graphopt.measurement import Speed, Timed, bench, compare, pairs, race, timing
 from graphopt.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("cpu_clock")
@@ -82,24 +82,23 @@ def test_errors_come_through(make, feeds, tmp_path):
         bench(make("a", 1), {})
 
 
-def test_the_order_is_swapped_every_pair_and_every_round(monkeypatch):
+def test_the_order_is_swapped_every_pair_and_every_round():
     """With a machine whose second batch of a pair is always twice as slow, a model equals itself all the same."""
     made = []
 
     class Fake:
         session_s, run_s, runs, batch_s = 0.001, 0.01, 1, 0.01
 
-        def __init__(self, model, feeds, **_):
-            made.append(model)
+        def __init__(self, name):
+            made.append(name)
 
         def batch(self):
             Fake.batches += 1
             return 0.01 * (1 + (Fake.batches - 1) % 2)
 
     Fake.batches = 0
-    monkeypatch.setattr(pairs, "Timed", Fake)
-    took = pairs._take(("a", "b"), {}, 1, "cpu", pairs.Limits(64, 1e9, 1e9, 0.01), None)
-    assert [sorted(r) for r in took.rounds] == [[0.5] * 4 + [2.0] * 4] * 8
+    took = pairs._take([lambda: Fake("a"), lambda: Fake("b")], pairs.Limits(64, 1e9, 1e9, 0.01), None)
+    assert [sorted(a / b for a, b in r) for r in took.rounds] == [[0.5] * 4 + [2.0] * 4] * 8
     assert made == ["a", "b", "b", "a"] * 4
 
 
@@ -148,3 +147,18 @@ def test_on_cuda(make, feeds):
         pytest.skip("needs a build of ONNX Runtime with CUDA")
     speed = compare(make("a", 2), make("b", 64), feeds, provider="cuda", max_seconds=5)
     assert speed.provider == "cuda" and speed.slower
+
+
+def test_several_contenders_beside_the_first():
+    def busy(seconds):
+        def call():
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                pass
+
+        return lambda: Timed(call)
+
+    twice, half = race([busy(0.002), busy(0.001), busy(0.004)], threads=1, max_seconds=3)
+    assert twice.faster and 1.7 < twice.ratio < 2.3 and half.slower and 0.4 < half.ratio < 0.6
+    assert twice.pairs == half.pairs and twice.before_ms == half.before_ms
+    assert twice.session_before_ms is None and twice.session_after_ms is None

@@ -9,8 +9,8 @@ import pytest
 from graphopt import runtime
 from graphopt.verification import Reference, Sample
 from graphopt.verification.metrics import CAP, HARD_CAP, cap_of, compare, identical, leaves
-from graphopt.verification.perturb import perturbed, shaken
 from graphopt.verification.original import RUNTIME_FACTOR, _leaf_noise
+from graphopt.verification.perturb import perturbed, shaken
 from tests.verification.small import F, H, I, const, info, linear, model, node, weight
 
 EPS = float(np.finfo(np.float32).eps)
