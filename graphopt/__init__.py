@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "graphopt.errors": ("GraphoptError", "InputError", "OptionError", "OutputError", "PluginError", "ProviderError"),
     "graphopt.formats": ("load_model", "save_model"),
+    "graphopt.importing": ("to_torch",),
     "graphopt.model": ("Model",),
     "graphopt.pipeline.presets": ("Pipeline", "build_pipeline", "load_preset", "preset_names"),
     "graphopt.pipeline.registry": ("Registry",),
@@ -35,6 +36,7 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from graphopt.errors import GraphoptError, InputError, OptionError, OutputError, PluginError, ProviderError
     from graphopt.formats import load_model, save_model
+    from graphopt.importing import to_torch
     from graphopt.model import Model
     from graphopt.pipeline.presets import Pipeline, build_pipeline, load_preset, preset_names
     from graphopt.pipeline.registry import Registry

@@ -1,1 +1,10 @@
-"""ONNX into torch: an ONNX model as a `torch.fx.GraphModule` that can be exported, differentiated and tuned."""
+"""From ONNX to a torch.fx.GraphModule: a table from operator to torch code, and what strings its functions together.
+
+Importing this package does not import torch; :func:`to_torch` does.
+"""
+
+from __future__ import annotations
+
+from graphopt.importing.entry import to_torch
+
+__all__ = ["to_torch"]
