@@ -203,6 +203,27 @@ def test_a_pass_that_raises_is_isolated(tmp_path: Path, divisions: Path, capsys:
     assert ops(after) == {"Mul": 1, "Div": 1, "Relu": 1}
 
 
+def test_example_on_a_torch_graph(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from graphopt.aten import AtenContext, Program
+    from graphopt.rewriting import ChangeLog
+
+    class Divisions(torch.nn.Module):
+        def forward(self, x):
+            return torch.relu(x / 4) / 3
+
+    path = tmp_path / "div_to_mul_too.py"
+    path.write_text(example("torch example"))
+    registry = Registry()
+    registry.load_plugin(str(path))
+    x = torch.randn(2, 3)
+    program = Program(torch.export.export(Divisions(), (x,)).run_decompositions({}))
+    log = ChangeLog("div-to-mul-too")
+    registry.get("div-to-mul-too").configure().run_aten(AtenContext(program, log))
+    assert log.applied == 1 and [r.reason for r in log.refusals] == ["the divisor is not a power of two"]
+    assert torch.equal(program.export().module()(x), Divisions()(x))
+
+
 def test_example_of_a_rule_of_onnxscript(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, source, target = tmp_path / "swap.py", tmp_path / "m.onnx", tmp_path / "out.onnx"
     path.write_text(example("onnxscript example"))
