@@ -1,0 +1,148 @@
+"""Out of torch's programs: an ONNX model, a `.pt2` file, or a module to call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from graphopt.errors import InputError, OptionError, OutputError
+from graphopt.formats import save_model
+from graphopt.model import Model, iter_graphs
+from graphopt.programs.captured import Captured
+from graphopt.programs.naming import renamed
+from graphopt.programs.torch_side import forget_dispatch, quiet, require_torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+#: The opset of a model that is to be run: every operator of torch that has an ONNX one by then, and every runtime knows it.
+OPSET = 20
+
+
+def to_onnx(
+    program: ExportedProgram, captured: Captured, path: os.PathLike[str] | str | None = None, *, opset: int = OPSET, in_place: bool = False
+) -> Model:
+    """The program as an ONNX model; written to `path` too where one is given.
+
+    Inputs are named as the arguments of `forward`, outputs and dynamic dims as `captured` has them, and initializers
+    as the state dict. Functions are inlined.
+
+    Raises:
+        InputError: an operator has no ONNX translation, or the program changes buffers, which an ONNX model cannot.
+        OutputError: the file cannot be written.
+    """
+    require_torch()
+    import torch
+
+    _refuse_mutation(program, captured)
+    forget_dispatch()
+    try:
+        with torch.no_grad(), quiet():
+            exported = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False, opset_version=opset,
+                                         output_names=list(captured.outputs))  # fmt: skip
+    except Exception as error:  # the exporter raises its own kinds, each with a page of report
+        raise InputError(f"{captured.source}: {_why(error)}") from error
+    graph = exported.model
+    if graph.opset_imports.get("") != opset:
+        found = graph.opset_imports.get("")
+        if opset != OPSET:
+            raise OptionError(f"{captured.source}: cannot be written in opset {opset}: its operators are those of opset {found}")
+    _settle(graph, captured)
+    model = Model.from_ir(graph)
+    if path is not None:
+        save_model(model, path, in_place=in_place)
+    return model
+
+
+def _why(error: BaseException) -> str:
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    missing = next((str(one) for one in chain if type(one).__name__ == "DispatchError"), None)
+    if missing is not None:
+        return f"has no ONNX translation: {missing.splitlines()[0]}"
+    text = next((line for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
+    return f"torch.onnx.export failed: {text[:240]}"
+
+
+def _refuse_mutation(program: ExportedProgram, captured: Captured) -> None:
+    signature = program.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if changed:
+        raise InputError(
+            f"{captured.source}: changes {', '.join(repr(name) for name in changed)} when it runs, which an ONNX model cannot: write a .pt2"
+        )
+
+
+def _settle(graph: ir.Model, captured: Captured) -> None:
+    """Dims under our names, and as numbers where torch found them to be."""
+    names = captured.symbols
+    for part in iter_graphs(graph):
+        values = {*part.inputs, *part.outputs, *(output for node in part for output in node.outputs)}
+        for value in values:
+            if value.shape is None:
+                continue
+            for axis, dim in enumerate(value.shape):
+                text = getattr(dim, "value", None)
+                if not isinstance(text, str):
+                    continue
+                new: int | str = int(text) if text.isdigit() else renamed(text, names)
+                if new != text:
+                    value.shape[axis] = new
+
+
+def to_pt2(
+    program: ExportedProgram, path: os.PathLike[str] | str, *, source: os.PathLike[str] | str | None = None, in_place: bool = False
+) -> Path:
+    """Write the program as a `.pt2`, beside the target first and then renamed to it; returns the path.
+
+    Raises:
+        OutputError: the target is `source`, the file that the program came from (without `in_place`), or cannot be written.
+    """
+    require_torch()
+    import torch
+
+    target = Path(path)
+    if source is not None and not in_place and target.exists() and Path(source).exists() and os.path.samefile(target, source):
+        raise OutputError(f"{target}: is the input, which is not overwritten")
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: there is no folder {target.parent}")
+    try:
+        handle, made = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".pt2")
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+    try:
+        with quiet():
+            torch.export.save(program, made)
+        os.chmod(made, 0o666 & ~_umask())
+        os.replace(made, target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from None
+    except Exception as error:
+        raise OutputError(f"{target}: cannot be written as a .pt2: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(made)
+    return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def to_callable(program: ExportedProgram) -> torch.nn.Module:
+    """The program as a module: called as the one that was captured, under the names of its state dict."""
+    require_torch()
+    with quiet():
+        return program.module()
