@@ -265,9 +265,7 @@ class _Scope:
     def _faults(self, graph: ir.Graph) -> None:
         for node in graph:
             domain = "" if node.domain in _DEFAULT else node.domain
-            known = (domain == "" and node.op_type == "Constant") or table.find(
-                domain, node.op_type, self.builder.versions.get(domain, 1)
-            )
+            known = (domain == "" and node.op_type == "Constant") or table.find(domain, node.op_type, self.builder.versions.get(domain, 1))
             if not known:
                 self.builder.faults.append(_Fault(node, "not supported"))
             for nested in subgraphs_of(node):

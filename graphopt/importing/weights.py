@@ -34,6 +34,8 @@ _SETTINGS = {
     "Expand": {1},
     "Tile": {1},
 }
+#: Statistics of what a model was trained on, which no gradient moves.
+_STATISTICS = {"BatchNormalization": {3, 4}}
 #: Element types that numpy has none of its own for, and the one that their bits are read as.
 _BITS = {
     ir.DataType.BFLOAT16: np.uint16,
@@ -80,19 +82,23 @@ def literal_of(tensor: ir.TensorProtocol, uses: Iterable[tuple[ir.Node, int]]) -
         return host_of(tensor.numpy(), torch_dtype(tensor.dtype))
     if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
         return None
-    if len(tensor.shape) and not _only_sets(uses):
+    if len(tensor.shape) and not _only(_SETTINGS, uses):
         return None
     return host_of(tensor.numpy(), torch_dtype(tensor.dtype))
 
 
 def is_weight(tensor: torch.Tensor, uses: Iterable[tuple[ir.Node, int]]) -> bool:
     """Whether a constant may be tuned: floats, finite, that something computes with. A mask with -inf is none."""
-    return tensor.dtype.is_floating_point and tensor.element_size() > 1 and not _only_sets(uses) and bool(torch.isfinite(tensor).all())
+    if not tensor.dtype.is_floating_point or tensor.element_size() == 1 or not bool(torch.isfinite(tensor).all()):
+        return False
+    uses = list(uses)
+    return not _only(_SETTINGS, uses) and not _only(_STATISTICS, uses)
 
 
-def _only_sets(uses: Iterable[tuple[ir.Node, int]]) -> bool:
-    places = [(node.op_type, index) for node, index in uses]
-    return bool(places) and all(index in _SETTINGS.get(name, ()) for name, index in places)
+def _only(places: dict[str, set[int]], uses: Iterable[tuple[ir.Node, int]]) -> bool:
+    """Whether something uses a constant, and all of it in the given places."""
+    found = [index in places.get(node.op_type, ()) for node, index in uses]
+    return bool(found) and all(found)
 
 
 class Names:
