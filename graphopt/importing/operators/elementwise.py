@@ -197,17 +197,20 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Any:
 
 @operator("BitShift", since=11)
 def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
-    """A shift by all the bits that there are, or more, leaves none."""
+    """Shifts by all the bits that there are, or more: none is left, or the sign alone of a signed number to the right."""
     bits = x.element_size() * 8
     wide, by = x.to(torch.int64), y.to(torch.int64)
-    moved = wide << by if direction == "LEFT" else _right(wide, by)
-    return torch.where(by < bits, moved, 0).to(x.dtype)
+    if direction == "RIGHT":
+        moved = _right(wide, by) if x.dtype is torch.uint64 else wide >> by.clamp(max=63)
+    else:
+        moved = torch.where(by < bits, wide << by.clamp(max=63), 0)
+    return moved.to(x.dtype)
 
 
 def _right(wide: Tensor, by: Tensor) -> Tensor:
-    """A shift that fills with zeros, also from the sign bit of an int64 that stands for an uint64."""
+    """A shift that fills with zeros also from the top bit, of an int64 that stands for an uint64."""
     mask = torch.where(by > 0, (torch.ones_like(wide) << (64 - by).clamp(0, 63)) - 1, -1)
-    return (wide >> by) & mask
+    return torch.where(by < 64, (wide >> by.clamp(max=63)) & mask, 0)
 
 
 @operator("BitwiseAnd", since=18)

@@ -193,3 +193,8 @@ def _cast(x: Any, dtype: torch.dtype, saturate: int) -> Any:
         most = torch.finfo(dtype).max
         x = torch.where(torch.isnan(x), x, x.clamp(min=-most, max=most))
     return x.to(dtype)
+
+
+@operator("BitCast", since=26, refuse=_no_such_type)
+def bit_cast(x: Tensor, *, to: int) -> Tensor:
+    return x.view(dtype_of(to))
