@@ -221,6 +221,8 @@ class _Run:
         outcome = without_slowdown(self.bench, chosen)
         for culprit in outcome.culprits:
             self.found.rolled_back("slower", culprit)
+        if outcome.loss:
+            self.found.warnings.append(outcome.loss)
         if outcome.candidate is not candidate and self.request.verify != "off":
             reason, self.found.verification = self.bench.compare(outcome.candidate)
             if reason is not None:  # leaving a pass out can only expose a fault that another one hid
@@ -248,7 +250,7 @@ class _Run:
             measured = bench.speed_of(baked, _SECONDS)
             if beside.slower or measured.slower:
                 return self._unbaked(candidate, f"it is slower so: {min(beside.ratio, measured.ratio):.3f}x")
-            speed = measured.to_dict()
+            speed = measured.to_dict() | {"shapes": bench.shapes()}
         found.verification, found.speed, found.baked = verification, speed, about
         where = ", ".join(f"{key} {value}" for key, value in about.items())
         found.notes.append(f"baked for {where}: elsewhere it may not load, or be slow")

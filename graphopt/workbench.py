@@ -157,15 +157,20 @@ class Workbench:
 
     # --- how fast it is -----------------------------------------------------------------------------------------
 
-    def speed_of(self, candidate: Candidate, seconds: float) -> Speed:
-        """The measured speed of a candidate beside the original, on the first sample."""
+    def speed_of(self, candidate: Candidate, seconds: float, *, small: bool = False) -> Speed:
+        """The measured speed of a candidate beside the original."""
         with self.file(candidate) as path:
-            return self._timed(self.request.model, path, seconds)
+            return self._timed(self.request.model, path, seconds, small=small)
 
-    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed:
+    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None, *, small: bool = False) -> Speed:
         """The measured speed of candidate b beside candidate a."""
         with self.file(a) as first, self.file(b) as second:
-            return self._timed(first, second, seconds, decide)
+            return self._timed(first, second, seconds, decide, small=small)
+
+    def shapes(self, *, small: bool = False) -> dict[str, list[int]] | None:
+        """The shapes that timing is done on: of the usual size, or of the `small` one; None where there is only one size."""
+        timing = self._timing()
+        return timing[small].shapes() if len(timing) > small else None
 
     def graph_of(self, candidate: Candidate) -> FinalGraph | None:
         """The graph that the runtime ends with; None where there is no telling."""
@@ -185,7 +190,7 @@ class Workbench:
         """How long a run and a session take, roughly."""
         from graphopt.measurement import bench
 
-        return bench(path, self.samples[0].feeds, threads=self.request.threads, provider=self.request.provider, max_seconds=0.3)
+        return bench(path, self._timing()[0].feeds, threads=self.request.threads, provider=self.request.provider, max_seconds=0.3)
 
     def race_settings(self, path: Path, a: Settings, b: Settings, seconds: float, decide: float | None = None) -> Speed:
         """The measured speed of a model under settings b beside itself under settings a."""
@@ -208,12 +213,19 @@ class Workbench:
         """Say what is being tried."""
         self.stages.tell(text)
 
-    def _timed(self, a: Path, b: Path, seconds: float, decide: float | None = None, settings: Any = (None, None)) -> Speed:
+    def _timing(self) -> list[Sample]:
+        from graphopt.verification import for_timing
+
+        return for_timing(self.samples)
+
+    def _timed(
+        self, a: Path, b: Path, seconds: float, decide: float | None = None, settings: Any = (None, None), *, small: bool = False
+    ) -> Speed:
         from graphopt.measurement import compare
 
         request = self.request
         return compare(
-            a, b, self.samples[0].feeds, threads=request.threads, provider=request.provider, max_seconds=seconds,
+            a, b, self._timing()[small].feeds, threads=request.threads, provider=request.provider, max_seconds=seconds,
             min_seconds=min(1.0, seconds / 5), decide=decide, settings=settings,
         )  # fmt: skip
 

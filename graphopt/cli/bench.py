@@ -31,7 +31,7 @@ def bench(
     from graphopt.cli.sampling import find_samples
     from graphopt.formats import load_model
     from graphopt.reporting.progress import Progress
-    from graphopt.verification import Reference
+    from graphopt.verification import Reference, for_timing
 
     shapes = o.shapes_of(shape or ())
     o.existing(samples, "samples file or folder")
@@ -43,7 +43,7 @@ def bench(
         with progress.stage("finding samples"):
             inputs, warnings = find_samples(models[0], reference, samples, shapes, seed, count=1)
             reference.close()
-        sample = inputs[0]
+        sample = for_timing(inputs)[0]
         result: dict[str, Any] = {
             "a": str(a),
             "b": None if b is None else str(b),

@@ -67,6 +67,7 @@ def _summary(report: Report) -> str:
     rows.append(("Speed", _span(speed, "good" if "faster" in speed else "bad" if "slower" in speed else "") + speed_chart(report.speed)))
     if report.speed and report.speed.get("before_ms") is not None:
         rows.append(("Latency", escape(words.latency(report.speed))))
+    rows += [("Measured", escape(line)) for line in words.measured_on(report.speed or {}, report.target.get("threads"))]
     if session := report.extra.get("session"):
         rows.append(("Session", escape(words.session(session))))
     rows += [("Alternative", escape(words.alternative(other))) for other in report.extra.get("alternatives") or []]

@@ -136,6 +136,8 @@ def _outcome(console: Console, report: Report) -> None:
     _line(console, "Speed", text, "green" if "faster" in text else "red" if "slower" in text else "")
     if speed.get("before_ms") is not None:
         _line(console, "", words.latency(speed))
+    for line in words.measured_on(speed, report.target.get("threads")):
+        _line(console, "", line)
     if session := report.extra.get("session"):
         _line(console, "Session", words.session(session), "green")
     for i, other in enumerate(report.extra.get("alternatives") or []):

@@ -82,6 +82,20 @@ def speed(figures: Mapping[str, Any] | None, threads: int | None) -> str:
     return f"no measurable change ({ratio:.2f}x, {_range(low, high)}, {details})"
 
 
+def measured_on(figures: Mapping[str, Any], threads: int | None) -> list[str]:
+    """The shapes that the speed was measured on, and the speed on smaller ones where that was measured, too."""
+    lines = [f"on {shapes(figures['shapes'])}"] if figures.get("shapes") else []
+    if smaller := figures.get("smaller"):
+        lines.append(f"on {shapes(smaller['shapes'])}: {speed(smaller, threads)}")
+    return lines
+
+
+def shapes(of: Mapping[str, Any], most: int = 3) -> str:
+    """ids [1, 128], mask [1, 128]; inputs beyond `most` are only counted."""
+    shown = [f"{name} {list(shape)}" for name, shape in list(of.items())[:most]]
+    return ", ".join(shown) + (f" and {_count(len(of) - most, 'other input')}" if len(of) > most else "")
+
+
 def session(figures: Mapping[str, Any]) -> str:
     """1.08x faster again (1.06–1.10) with what is set apart from a plain session, and where that is written."""
     settings = figures["settings"]

@@ -11,10 +11,11 @@ from graphopt.measurement import Speed
 from graphopt.model import count_nodes
 from graphopt.pipeline.runner import Candidate
 from graphopt.rewriting.base import Pass
-from graphopt.steering.leaving_out import Bench, applied_passes, leave_out
+from graphopt.steering.leaving_out import EVEN, Bench, applied_passes, leave_out
 
 _SECONDS = 30.0  # for all choices of a run
 _TRIAL_SECONDS = 6.0  # for one
+_SMALL_SECONDS = 3.0  # for one at the small size
 _ALIKE = 0.03  # what a pass may gain or lose, by the whole interval, for its nodes to count instead
 
 
@@ -29,6 +30,7 @@ class Choice:
         nodes_with, nodes_without: of the two candidates.
         speed: of the one with the pass beside the one without; None where nothing was timed.
         operators: what the pass changes in the graph that the runtime ends with: operator, how many with it, and without.
+        shapes: input -> shape, where the speed was measured.
     """
 
     pass_name: str
@@ -38,12 +40,14 @@ class Choice:
     nodes_without: int
     speed: Speed | None = None
     operators: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: Mapping[str, list[int]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         figures = {key: None if self.speed is None else getattr(self.speed, key) for key in ("ratio", "low", "high", "pairs")}
         return {
             "pass": self.pass_name, "decision": "kept" if self.kept else "undone", "reason": self.reason,
             "nodes_with": self.nodes_with, "nodes_without": self.nodes_without, **figures,
+            "shapes": None if self.shapes is None else dict(self.shapes),
             "runtime_operators": {op: list(both) for op, both in self.operators.items()},
         }  # fmt: skip
 
@@ -71,10 +75,11 @@ def choose(
 ) -> tuple[Candidate, list[Choice]]:
     """Decide of each pass that is `measured` and applied anything, in turn, whether the candidate is better off without it.
 
-    A pass that is measurably faster is kept, one that is measurably slower undone. Where it is as good as even, within
-    3 %, what has fewer nodes is taken. Where the figures are too noisy to tell, nodes are the same, or `seconds` are
-    over, the pass's own word counts (`unmeasured`). A figure that speaks against all that is taken a second time before
-    it is believed. The passes are few and mostly independent: one after the other is left out of the best so far.
+    A pass that is measurably faster is kept, one that is measurably slower undone: at the usual size of the inputs, and
+    at the small one where that does not tell. Where it is as good as even, within 3 %, what has fewer nodes is taken.
+    Where the figures are too noisy to tell, nodes are the same, or `seconds` are over, the pass's own word counts
+    (`unmeasured`). A figure that speaks against all that is taken a second time before it is believed. The passes are
+    few and mostly independent: one after the other is left out of the best so far.
     """
     end = clock() + seconds
     defaults = {step.name: step.unmeasured == "keep" for step in passes if step.measured}
@@ -94,15 +99,22 @@ def choose(
         otherwise = defaults[name] if nodes_with == nodes_without or not alike else nodes_with < nodes_without
         if speed is not None and (speed.faster or speed.slower) and speed.faster != otherwise:
             speed = bench.race(trial.candidate, candidate, _TRIAL_SECONDS)
+        shapes, where = None if speed is None else bench.shapes(), ""
+        if speed is not None and not (speed.faster or speed.slower) and bench.shapes(small=True) is not None:
+            small = bench.race(trial.candidate, candidate, _SMALL_SECONDS, EVEN, small=True)
+            if (small.faster or small.slower) and small.faster != otherwise:
+                small = bench.race(trial.candidate, candidate, _SMALL_SECONDS, small=True)
+            if small.faster or small.slower:
+                speed, shapes, where = small, bench.shapes(small=True), " on small inputs"
         if speed is None:
             kept, reason = otherwise, "the runtime ends with the same graph with and without it"
         elif speed.faster:
-            kept, reason = True, "it is faster"
+            kept, reason = True, f"it is faster{where}"
         elif speed.slower:
-            kept, reason = False, "it is slower"
+            kept, reason = False, f"it is slower{where}"
         else:
             kept, reason = otherwise, "no difference can be measured"
-        choices.append(Choice(name, kept, reason, nodes_with, nodes_without, speed, trial.operators))
+        choices.append(Choice(name, kept, reason, nodes_with, nodes_without, speed, trial.operators, shapes))
         if not kept:
             candidate = trial.candidate
     return candidate, choices

@@ -9,7 +9,7 @@ from graphopt.measurement import FinalGraph, Speed
 from graphopt.pipeline.runner import Candidate, Hold
 
 #: Nobody needs to know how much a pass gains or loses to decide on it, only whether it does.
-_EVEN = 1.0
+EVEN = 1.0
 
 
 class Bench(Protocol):
@@ -19,9 +19,11 @@ class Bench(Protocol):
 
     def graph_of(self, candidate: Candidate) -> FinalGraph | None: ...
 
-    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed: ...
+    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None, *, small: bool = False) -> Speed: ...
 
-    def speed_of(self, candidate: Candidate, seconds: float) -> Speed: ...
+    def speed_of(self, candidate: Candidate, seconds: float, *, small: bool = False) -> Speed: ...
+
+    def shapes(self, *, small: bool = False) -> dict[str, list[int]] | None: ...
 
     def tell(self, text: str) -> None: ...
 
@@ -41,8 +43,8 @@ class Trial:
     operators: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float) -> Trial:
-    """The candidate without a pass, and what the pass gained or lost.
+def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float, *, small: bool = False) -> Trial:
+    """The candidate without a pass, and what the pass gained or lost, at the usual size or at the `small` one.
 
     What counts is the graph that the runtime ends with: where it is the same, so is the speed, and nothing is timed.
     """
@@ -50,13 +52,13 @@ def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float) -> 
     trial = bench.build(replace(candidate.hold, passes=candidate.hold.passes | {name}))
     with_it, without = bench.graph_of(candidate), bench.graph_of(trial)
     if with_it is None or without is None:
-        return Trial(trial, bench.race(trial, candidate, seconds, _EVEN))
+        return Trial(trial, bench.race(trial, candidate, seconds, EVEN, small=small))
     if with_it == without:
         return Trial(trial, None)
     names = sorted(with_it.operators.keys() | without.operators.keys())
     counts = {op: (with_it.operators.get(op, 0), without.operators.get(op, 0)) for op in names}
     changed = {op: both for op, both in counts.items() if both[0] != both[1]}
-    return Trial(trial, bench.race(trial, candidate, seconds, _EVEN), changed)
+    return Trial(trial, bench.race(trial, candidate, seconds, EVEN, small=small), changed)
 
 
 def applied_passes(candidate: Candidate) -> list[str]:

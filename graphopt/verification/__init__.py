@@ -7,7 +7,7 @@ verification = verify(path, candidate, made.samples, effect="rounding", referenc
 
 from graphopt.verification.compare import OutputComparison, Verification, verify
 from graphopt.verification.reference import Reference
-from graphopt.verification.samples import Sample, load_samples
+from graphopt.verification.samples import Sample, for_timing, load_samples
 from graphopt.verification.synthesize import Synthesis, synthesize
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Sample",
     "Synthesis",
     "Verification",
+    "for_timing",
     "load_samples",
     "synthesize",
     "verify",

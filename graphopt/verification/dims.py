@@ -36,6 +36,11 @@ _SIZES: dict[str, tuple[int, ...]] = {
     "count": (7, 12, 16, 4, 8, 32, 1),
 }
 
+# What such models are used at, the largest first: a sentence or two, the picture of most classifiers, a second of sound.
+USUAL: dict[str, tuple[int, ...]] = {
+    "height": (224, 128), "width": (224, 128), "sequence": (128, 64), "audio": (16000, 8000), "past": (128, 64),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class InputSpec:

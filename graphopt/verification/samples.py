@@ -8,7 +8,8 @@ and is passed over here; every other name that is not an input's is an error, be
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,33 @@ class Sample:
 
     feeds: input name -> array of the input's dtype (strings: object), or a list of arrays for a sequence input.
     origin: where it is from, for people: "user: faces.npz", "synthesized: normal, batch=2, seq=17".
+    usual: of a size at which such a model is used, where others are shorter or smaller: the one to time on.
     """
 
     feeds: dict[str, np.ndarray]
     origin: str
+    usual: bool = False
 
     def shapes(self) -> dict[str, list[int]]:
         """Input name -> shape, as run."""
         return {name: list(np.shape(value)) for name, value in self.feeds.items() if not isinstance(value, list)}
+
+
+def for_timing(samples: Sequence[Sample]) -> list[Sample]:
+    """The sample to time on, and the smallest one where that is another size; the first alone where none is `usual`.
+
+    What a rewrite gains may depend on the size, and so may whether it gains at all.
+    """
+    usual = next((s for s in samples if s.usual), None)
+    if usual is None:
+        return list(samples[:1])
+    smallest = min(samples, key=_elements)
+    return [usual, smallest] if _elements(smallest) < _elements(usual) else [usual]
+
+
+def _elements(sample: Sample) -> int:
+    arrays = [a for value in sample.feeds.values() for a in (value if isinstance(value, list) else [value])]
+    return sum(int(np.size(a)) for a in arrays)
 
 
 def fed_inputs(model: ir.Model) -> list[ir.Value]:
@@ -43,6 +63,8 @@ def fed_inputs(model: ir.Model) -> list[ir.Value]:
 
 def load_samples(path: Path, model: ir.Model) -> list[Sample]:
     """The samples in an ``.npz`` file or in a folder of them, checked against the inputs of the model.
+
+    Where they differ in size, the largest is marked as the one to time on.
 
     Raises InputError, naming the file, the input, what was expected and what was found: no such file, no ``.npz`` in
     the folder, not an ``.npz``, pickled content, an unknown name, an input without an array, a dtype that is not
@@ -58,7 +80,10 @@ def load_samples(path: Path, model: ir.Model) -> list[Sample]:
         files = [path]
     else:
         raise InputError(f"{path}: no such samples file or folder")
-    return [Sample(_read(file, model), f"user: {file.name}") for file in files]
+    samples = [Sample(_read(file, model), f"user: {file.name}") for file in files]
+    largest = max(samples, key=_elements)
+    differ = any(_elements(s) != _elements(largest) for s in samples)
+    return [replace(s, usual=differ and s is largest) for s in samples]
 
 
 def _read(file: Path, model: ir.Model) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
 from graphopt.verification.bounds import Bounds, Facts
-from graphopt.verification.dims import Group, Layout, layout
+from graphopt.verification.dims import USUAL, Group, Layout, layout
 from graphopt.verification.informative import independent, judge, ranges
 from graphopt.verification.samples import Sample
 from graphopt.verification.values import STATISTICS, Draw, choices_of, draw, is_mask
@@ -32,14 +32,19 @@ _NUMBER = re.compile(r"(?<![\w.])(\d{1,6})(?![\w.])")
 _RANGE = re.compile(r"range \[-?\d+, ?(\d+)\]")
 _OUTSIDE = re.compile(r"out of (range|bounds)", re.I)
 
+# Seconds of a run of the reference: above the first, a model is not run at a larger size; above the second, not timed there.
+_QUICK, _LONGEST = 0.2, 0.5
+_MORE_SECONDS = 4.0  # for the search of the usual size, on top
+
 
 @dataclass
 class Synthesis:
     """What came of it.
 
-    samples: at least one for each of `sizes`, those that prove something first where that is known; sizes: the sizes
-    of the free dimensions that the reference ran at (and the values of inputs that select what it does); warnings: what
-    the samples do not cover; failure: why there are none, in one line with what to do; None where there are some.
+    samples: at least one for each of `sizes`, those that prove something first where that is known, and one of a usual
+    size last where that is larger; sizes: the sizes of the free dimensions that the reference ran at (and the values of
+    inputs that select what it does); warnings: what the samples do not cover; failure: why there are none, in one line
+    with what to do; None where there are some.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -80,9 +85,12 @@ def synthesize(
         return Synthesis(failure=_plain(search.error), attempts=search.attempts)
     result = Synthesis(warnings=search.warnings)
     _fill(result, search, found, ranges(model), independent(model), count)
-    result.attempts = search.attempts
     if not result.samples:
         return Synthesis(failure=_plain(search.error), attempts=search.attempts)
+    if (usual := search.usual(found[0][0])) is not None:
+        result.samples.append(Sample(search.feeds(usual, "natural", seed), _origin(search, usual, "natural"), usual=True))
+        result.sizes.append(_label(search, usual))
+    result.attempts = search.attempts
     return result
 
 
@@ -109,7 +117,7 @@ class _Search:
         self.warnings: list[str] = []
         self.attempts = 0
         self.bound: int | None = None  # on integers that the graph does not bound; an error of the runtime taught it
-        self.cost = 0.0  # seconds of the slowest run so far
+        self.cost = self.took = 0.0  # seconds of the slowest run so far, and of the last one
         self.groups: list[Group] = []
         self.choices = {s.name: c for s in plan.inputs if (c := choices_of(s, facts[s.name]))}
         self._run, self._deadline, self._most = run, deadline, attempts
@@ -153,6 +161,27 @@ class _Search:
                 self.warnings.append(f"dimension {key} was only {start[key]:g}: the model ran at no other size that was tried")
         return [(p, self.sizes(p)) for p in found]
 
+    def usual(self, first: Point) -> Point | None:
+        """A point at which such models are used, larger than the first; None: there is none, or it takes too long."""
+        if self.took > _QUICK:  # of the last run: the slowest one made the session
+            return None
+        self._deadline = max(self._deadline, time.monotonic()) + _MORE_SECONDS
+        start = dict(first)
+        for level in range(2):
+            candidates = {key: [size] for key, size in start.items()}
+            for group in self.groups:
+                larger = [float(s) for s in USUAL.get(group.role, ())[level:] if s > start[group.key]]
+                if group.pinned is None:
+                    candidates[group.key] = [*larger, start[group.key]]
+            if all(len(sizes) == 1 for sizes in candidates.values()):
+                return None
+            point = self._find(candidates, limit=32, least=start)
+            if point is None or point == first:
+                return None
+            if self.took <= _LONGEST:
+                return point
+        return None
+
     def sizes(self, point: Point) -> dict[str, int]:
         """Slot -> size."""
         at = dict(point)
@@ -177,11 +206,22 @@ class _Search:
         except MemoryError:
             self.error = GraphoptError("out of memory")
             return None
-        self.cost = max(self.cost, time.monotonic() - begun)
+        self.took = time.monotonic() - begun
+        self.cost = max(self.cost, self.took)
         return outputs
 
-    def _find(self, candidates: Mapping[str, list[float]], *, share: float = 1.0, limit: int | None = None) -> Point | None:
-        """The most plausible point that runs: best first by how far down its lists of candidates a point is."""
+    def _find(
+        self,
+        candidates: Mapping[str, list[float]],
+        *,
+        share: float = 1.0,
+        limit: int | None = None,
+        least: Mapping[str, float] | None = None,
+    ) -> Point | None:
+        """The most plausible point that runs: best first by how far down its lists of candidates a point is.
+
+        least: for sizes that an error of the runtime names.
+        """
         counter = itertools.count()
         start = {k: v[0] for k, v in candidates.items()}
         heap: list[tuple[float, int, dict[str, float]]] = [(0.0, next(counter), start)]
@@ -209,7 +249,7 @@ class _Search:
                     # A size that the error names. Not for batches, and not where the size that is tried is excluded.
                     # And one step off the lists only, no walk away from them.
                     new = len(allowed) > 1 and number not in allowed and at[group.key] in allowed
-                    if new and group.pinned is None and group.role != "batch":
+                    if new and group.pinned is None and group.role != "batch" and number >= (least or {}).get(group.key, 0):
                         heapq.heappush(heap, (cost + 1.5, next(counter), {**at, group.key: float(number)}))
         return None
 

@@ -22,13 +22,14 @@ class Passes:
     """Candidates of which only the passes that were applied matter.
 
     cost: milliseconds by the passes applied (a sorted tuple); nodes: likewise, how many nodes; alike: passes that make
-    no difference to the runtime's final graph. operators: what that graph has.
+    no difference to the runtime's final graph. operators: what that graph has. small: the cost on small inputs, if there are such.
     """
 
     def __init__(
         self, names: list[str], cost, nodes=lambda applied: 4, alike: tuple[str, ...] = (), operators=lambda applied: {},
-        original: float = 10.0,
+        original: float = 10.0, small=None,
     ) -> None:  # fmt: skip
+        self.small = small
         self.names, self.cost, self.nodes, self.alike, self.original = names, cost, nodes, alike, original
         self.operators = operators
         self.raced: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
@@ -46,12 +47,16 @@ class Passes:
         applied = _applied(candidate)
         return FinalGraph(repr([n for n in applied if n not in self.alike]).encode(), self.operators(applied))
 
-    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None) -> Speed:
+    def race(self, a: Candidate, b: Candidate, seconds: float, decide: float | None = None, *, small: bool = False) -> Speed:
         self.raced.append((_applied(a), _applied(b)))
-        return speed(self.cost(_applied(a)) / self.cost(_applied(b)))
+        cost = self.small if small else self.cost
+        return speed(cost(_applied(a)) / cost(_applied(b)))
 
-    def speed_of(self, candidate: Candidate, seconds: float) -> Speed:
-        return speed(self.original / self.cost(_applied(candidate)))
+    def speed_of(self, candidate: Candidate, seconds: float, *, small: bool = False) -> Speed:
+        return speed(self.original / (self.small if small else self.cost)(_applied(candidate)))
+
+    def shapes(self, *, small: bool = False):
+        return ({"x": [1, 16]} if self.small else None) if small else {"x": [1, 128]}
 
     def tell(self, text: str) -> None:
         self.told.append(text)

@@ -92,7 +92,7 @@ def preset(folder: Path, name: str, *passes: str, **keys: object) -> Path:
 
 
 def test_in_a_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args: speed(1.0))
+    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args, **small: speed(1.0))
     chosen = preset(tmp_path, "mine", "eliminate-identity", alternatives=["clean", "no-such-preset"])
     report = optimize(Request(path, tmp_path / "out.onnx", preset=str(chosen), threads=1, tune=False)).report.to_dict()
     (other,) = report["alternatives"]
@@ -101,8 +101,8 @@ def test_in_a_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("options", [{"bench": False}, {"passes": ("eliminate-identity",)}, {"verify": "off"}, {"bake": True}])
 def test_nothing_to_compare(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
-    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args: speed(1.0))
-    monkeypatch.setattr(Workbench, "race", lambda self, *args: speed(1.0))
+    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args, **small: speed(1.0))
+    monkeypatch.setattr(Workbench, "race", lambda self, *args, **small: speed(1.0))
     chosen = preset(tmp_path, "mine", "eliminate-identity", alternatives=["clean"])
     request = Request(path, tmp_path / "out.onnx", **{"preset": str(chosen), "threads": 1, "tune": False} | options)
     assert optimize(request).report.to_dict()["alternatives"] == []

@@ -121,8 +121,8 @@ def test_the_result_of_a_result_is_the_same(path: Path) -> None:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, race: float, speed_of: float) -> None:
-    monkeypatch.setattr(Workbench, "race", lambda self, *args: speed(race))
-    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args: speed(speed_of))
+    monkeypatch.setattr(Workbench, "race", lambda self, *args, **small: speed(race))
+    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args, **small: speed(speed_of))
 
 
 def test_the_speed_reported_is_that_of_the_baked_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,23 @@ def test_the_clock_decides(gains, left, decisions) -> None:
     assert bench.told == ["trying without risky", "trying without shy"]
 
 
+@pytest.mark.parametrize(
+    ("usual", "small", "kept", "reason"),
+    [
+        (1.2, 0.8, True, "it is faster"),
+        (0.8, 1.2, False, "it is slower"),
+        (1.0, 1.2, True, "it is faster on small inputs"),
+        (1.0, 0.8, False, "it is slower on small inputs"),
+        (1.0, 1.0, True, "no difference can be measured"),
+    ],
+)
+def test_the_usual_size_decides_and_the_small_one_where_that_does_not_tell(usual, small, kept, reason) -> None:
+    bench = Passes(["risky"], cost(risky=usual), small=cost(risky=small))
+    _, (choice,) = choose(bench, bench.build(), STEPS)
+    assert (choice.kept, choice.reason) == (kept, reason)
+    assert choice.to_dict()["shapes"] == ({"x": [1, 16]} if "small" in reason else {"x": [1, 128]})
+
+
 def test_passes_that_cannot_lose_are_not_timed() -> None:
     bench = Passes(["plain"], cost(plain=0.1))
     best, choices = choose(bench, bench.build(), STEPS)
@@ -99,7 +116,7 @@ def test_more_nodes_must_measure_faster(gain: float, left: list[str]) -> None:
 @pytest.mark.parametrize(("spread", "left"), [(0.01, []), (0.2, ["risky"])])
 def test_more_nodes_are_kept_where_noise_hides_what_they_gain(spread: float, left: list[str]) -> None:
     class Noisy(Passes):
-        def race(self, *args):
+        def race(self, *args, **small):
             return speed(1.005, spread)
 
     bench = Noisy(["risky"], cost(), nodes=lambda names: 9 if "risky" in names else 6)
@@ -122,8 +139,8 @@ def test_a_pass_is_judged_beside_the_best_so_far() -> None:
 
 def test_a_figure_against_the_passes_own_word_must_hold_twice() -> None:
     class Lucky(Passes):
-        def race(self, *args):
-            found = super().race(*args)
+        def race(self, *args, **small):
+            found = super().race(*args, **small)
             return speed(0.9) if len(self.raced) == 1 else found
 
     bench = Lucky(["risky"], cost())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from graphopt.steering.neverslower import without_slowdown
 from tests.steering.tables import Passes
 
@@ -50,3 +52,31 @@ def test_with_nobody_to_blame_the_original_is_shipped() -> None:
     assert {c.pass_name for c in found.culprits} == {"a", "b"}
     assert not found.candidate.changed
     assert found.speed is None
+
+
+def test_small_inputs_are_measured_too() -> None:
+    bench = Passes(["a"], lambda applied: 8.0, small=lambda applied: 5.0)
+    found = without_slowdown(bench, bench.build())
+    assert (found.speed["shapes"], found.speed["ratio"]) == ({"x": [1, 128]}, 1.25)
+    assert (found.speed["smaller"]["shapes"], found.speed["smaller"]["ratio"]) == ({"x": [1, 16]}, 2.0)
+    assert not found.culprits and not found.loss
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.2])
+def test_what_makes_small_inputs_slower_goes_unless_it_gains_at_the_usual_size(gain: float) -> None:
+    bench = Passes(
+        ["a", "bad"],
+        lambda applied: 9.0 / (gain if "bad" in applied else 1.0),
+        small=lambda applied: 20.0 if "bad" in applied else 10.0,
+    )
+    found = without_slowdown(bench, bench.build())
+    assert [c.pass_name for c in found.culprits] == (["bad"] if gain == 1.0 else [])
+    assert ("bad" in found.candidate.hold.passes) == (gain == 1.0)
+    assert found.speed["smaller"]["slower"] == (gain != 1.0)
+    assert found.loss == ("" if gain == 1.0 else "on small inputs (x [1, 16]) the result is slower: 0.500x (0.496 to 0.504)")
+
+
+def test_small_inputs_that_nobody_is_to_blame_for_are_told() -> None:
+    bench = Passes(["a", "b"], lambda applied: 9.0, small=lambda applied: 20.0 if applied else 10.0)
+    found = without_slowdown(bench, bench.build())
+    assert not found.culprits and "slower: 0.500x" in found.loss

@@ -47,8 +47,8 @@ def run(path: Path, **kwargs) -> Result:
 
 def even(monkeypatch: pytest.MonkeyPatch, **ratios: float) -> None:
     """Every timing says that nothing changes, but for those named."""
-    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args: speed(ratios.get("speed_of", 1.0)))
-    monkeypatch.setattr(Workbench, "race", lambda self, *args: speed(ratios.get("race", 1.0)))
+    monkeypatch.setattr(Workbench, "speed_of", lambda self, *args, **small: speed(ratios.get("speed_of", 1.0)))
+    monkeypatch.setattr(Workbench, "race", lambda self, *args, **small: speed(ratios.get("race", 1.0)))
     monkeypatch.setattr(Workbench, "latency", lambda self, path: Latency(1.0, 1.0, 1.0, 9, 0.95, 1.0, 1, "cpu"))
     monkeypatch.setattr(Workbench, "optimizers", lambda self, path: ("Something",))
     graph = Workbench.graph_with

@@ -33,7 +33,7 @@ def rows(*shape, seed=0, dtype=np.float32):
 def test_a_model_against_itself():
     data = conv_bn(folded=False)
     result = check(data, data, effect="exact")
-    assert result.verdict == "identical" and result.informative == result.samples == 4
+    assert result.verdict == "identical" and result.informative == result.samples == 5
     assert result.exercised == 1.0 and len(result.sizes) >= 2
     report = result.to_dict()
     json.dumps(report, allow_nan=False)

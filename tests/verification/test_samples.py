@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graphopt.errors import InputError
-from graphopt.verification import load_samples
+from graphopt.verification import for_timing, load_samples
 from tests.verification.small import F, I, S, const, graph_of, info, linear, model, node, weight
 
 
@@ -85,3 +85,11 @@ def test_faults_of_the_path(tmp_path, graph):
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises(InputError, match="single array"):
         load_samples(tmp_path / "one.npz", graph)
+
+
+def test_the_largest_is_for_timing_and_the_smallest_beside_it(tmp_path, graph):
+    for name, rows in (("a", 2), ("b", 8), ("c", 1)):
+        save(tmp_path / f"{name}.npz", x=np.ones((rows, 4), np.float32))
+    samples = load_samples(tmp_path, graph)
+    assert [s.origin for s in for_timing(samples)] == ["user: b.npz", "user: c.npz"]
+    assert [s.origin for s in for_timing(samples[:1])] == ["user: a.npz"]

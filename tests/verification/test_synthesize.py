@@ -1,5 +1,8 @@
 """Inputs out of the graph: bounds of indices, masks, sizes, choices, and plain words where there is nothing to be done."""
 
+import sys
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +10,7 @@ from onnx import TensorProto, helper
 
 from graphopt import runtime
 from graphopt.errors import OptionError
-from graphopt.verification import synthesize
+from graphopt.verification import for_timing, synthesize
 from graphopt.verification.bounds import Bounds
 from tests.verification.small import F, I, S, const, graph_of, info, linear, model, node, weight
 
@@ -292,3 +295,44 @@ def test_a_model_without_inputs():
         [const("c", [1.0, 2.0])],
     )
     assert made(data).samples[0].feeds == {}
+
+
+@pytest.mark.parametrize(("ids", "sizes"), [(("batch", "seq"), [1, 128]), (("batch", 16), None)])
+def test_a_sample_of_a_usual_size_comes_last(ids, sizes):
+    samples = good(lookup([node("Identity", ["ids"], ["i"])], ids=ids)).samples
+    assert [s.usual for s in samples[:-1]] == [False] * (len(samples) - 1)
+    assert samples[-1].usual == (sizes is not None)
+    timing = for_timing(samples)
+    assert timing[0].shapes() == {"ids": sizes or [1, 16]} and len(timing) == (2 if sizes else 1)
+    if sizes:
+        assert timing[1].shapes() == {"ids": [1, 16]}
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1024, 128), (40, 40), (100, 64)])
+def test_the_usual_size_gives_way_to_what_the_model_takes_and_to_what_is_asked_for(rows, most):
+    positions = [const("row", weight(rows, 4)), const("axes", [0], np.int64), const("start", [0], np.int64), const("one", [1], np.int64)]
+    nodes = [
+        node("Shape", ["x"], ["shape"]), node("Slice", ["shape", "one", "two"], ["length"]),
+        node("Slice", ["row", "start", "length", "axes"], ["some"]), node("Add", ["x", "some"], ["y"]),
+    ]  # fmt: skip
+    data = model(nodes, [info("x", F, ["batch", "seq", 4])], [info("y", F, None)], [*positions, const("two", [2], np.int64)])
+    assert good(data).samples[-1].shapes() == {"x": [1, most, 4]}  # 40: a number that the error names
+    assert not any(s.usual for s in good(data, shapes={"x": [-1, 24, 4]}).samples)
+
+
+def test_a_slow_model_is_not_run_at_the_usual_size(monkeypatch):
+    monkeypatch.setattr(sys.modules[synthesize.__module__], "_QUICK", 0.0)
+    assert not any(s.usual for s in good(lookup([node("Identity", ["ids"], ["i"])])).samples)
+
+
+def test_half_the_usual_size_where_that_takes_long(monkeypatch):
+    data = lookup([node("Identity", ["ids"], ["i"])])
+    session = runtime.session(data, optimize=False, threads=1)
+
+    def run(feeds):
+        if feeds["ids"].shape[1] > 100:
+            time.sleep(0.3)
+        return runtime.run(session, feeds)
+
+    monkeypatch.setattr(sys.modules[synthesize.__module__], "_LONGEST", 0.25)
+    assert synthesize(graph_of(data), run).samples[-1].shapes() == {"ids": [1, 64]}
