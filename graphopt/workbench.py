@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -85,6 +86,7 @@ class Workbench:
         self.compare_seconds = 0.0
         self._first: Model | None = loaded
         self._trials = 0
+        self._metric_before: float | None = None
         self._graphs: dict[tuple[bytes, Any], FinalGraph | None] = {}
 
     # --- candidates ---------------------------------------------------------------------------------------------
@@ -124,20 +126,29 @@ class Workbench:
     def compare(
         self, candidate: Candidate, *, final: bool = True, settings: Settings | None = None, at_least: Effect = Effect.EXACT
     ) -> tuple[str | None, dict[str, Any]]:
-        """What is wrong with the candidate (None: nothing), and the verification; `final`: with what was exercised."""
+        """What is wrong with the candidate (None: nothing), and the verification; `final`: with what was exercised.
+
+        Where there is a metric and a budget of it, the metric judges a lossy candidate, not the distance of the outputs.
+        """
         from graphopt.verification import verify
 
         request, started = self.request, time.perf_counter()
+        metric_judges = request.metric is not None and request.budget is not None
         effect = max([at_least, *(Effect(r.effect) for r in candidate.runs if r.applied)], key=lambda e: e.strength)
         with self.file(candidate) as path:
             found = verify(
                 request.model, path, self.samples, effect=effect.value, tolerance=request.tolerance,
-                budget=request.budget if request.metric is None else None, threads=request.threads,
+                budget=math.inf if metric_judges else request.budget, threads=request.threads,
                 provider=request.provider, reference=self.reference, coverage=final, settings=settings,
             )  # fmt: skip
         self.compare_seconds = time.perf_counter() - started
         wrong = [f"output {o.name!r}: {o.reason}" for o in found.outputs if not o.ok]
         reason = "; ".join(wrong) or "; ".join(found.notes) or "the outputs differ"
+        if found.verdict != "different" and metric_judges and effect is Effect.LOSSY:
+            quality = self.quality(candidate)
+            if not quality["loss"] <= request.budget:  # type: ignore[index, operator]
+                fall = f"{quality['before']:.6g} to {quality['after']:.6g}"  # type: ignore[index]
+                return f"{quality['metric']} falls from {fall}, beyond the budget of {request.budget:g}", found.to_dict()  # type: ignore[index]
         return (reason if found.verdict == "different" else None), found.to_dict()
 
     def quality(self, candidate: Candidate) -> dict[str, Any] | None:
@@ -148,10 +159,14 @@ class Workbench:
         if request.metric is None:
             return None
         metric = load_metric(request.metric)
+
+        def of(path: Path) -> float:
+            return measure_metric(metric, path, threads=request.threads, provider=request.provider)
+
+        if self._metric_before is None:
+            self._metric_before = of(request.model)
         with self.file(candidate) as path:
-            before, after = (
-                measure_metric(metric, p, threads=request.threads, provider=request.provider) for p in (request.model, path)
-            )
+            before, after = self._metric_before, of(path)
         loss = (before - after) / abs(before) if before else before - after
         return {"metric": metric.name, "before": before, "after": after, "loss": loss, "budget": request.budget}
 
