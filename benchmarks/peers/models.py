@@ -38,4 +38,4 @@ def _recipe_feeds(stem: str, i: int) -> dict[str, np.ndarray]:
     from models.recipes import RECIPES
 
     name, _, how = stem.partition(".")
-    return {key: value.numpy() for key, value in RECIPES[name].example_inputs(seed=7, size=_SIZES[i], how=how).items()}
+    return {key: value.numpy() for key, value in RECIPES[name].example_inputs(seed=7 + i, size=_SIZES[i], how=how).items()}

@@ -192,7 +192,7 @@ class Original:
         answers = [self.outputs(s) for s in samples]
         result = []
         for number, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
-            others = [a for i, a in enumerate(answers) if i != number]
+            others = [a for other, a in zip(samples, answers, strict=True) if not _same_feeds(other.feeds, sample.feeds)]
             if not any(_alike(answer, o) for o in others):
                 probe = self._quietly("off", informative.altered(sample.feeds, self.seed))
                 others = [*others, probe] if probe is not None else others
@@ -273,6 +273,11 @@ def _leaf_noise(b: np.ndarray, others: Sequence[np.ndarray | None], span: float,
         measured = float(gap.max(initial=0.0))
         together = np.maximum(rounding, np.minimum(per_channel(gap), plausible))
     return Noise(together, 0.0, own / scale if scale else 0.0, measured / scale if scale else 0.0)
+
+
+def _same_feeds(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two samples are one: that the outputs are the same then says nothing."""
+    return a is b or all(np.array_equal(a.get(name), b.get(name)) for name in a.keys() | b.keys())
 
 
 def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.peers import tools
 from benchmarks.peers.measure import size
+from benchmarks.peers.models import recipes
 from benchmarks.peers.table import shortfalls, summary, table
 from tests.support import model, node
 
@@ -25,6 +26,14 @@ def result(nodes: int, ratio: float, **more) -> dict:
 
 def row(**by_tool: dict) -> dict:
     return {"model": "m", "original": {"nodes": 50, "bytes": 100}, "tools": by_tool}
+
+
+def test_the_two_samples_of_a_recipe_differ_where_its_size_is_fixed(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "vit_tiny.dynamo.onnx").touch()
+    (case,) = recipes(tmp_path)
+    one, other = case.feeds(0)["image"], case.feeds(1)["image"]
+    assert one.shape == other.shape and not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(

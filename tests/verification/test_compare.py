@@ -41,6 +41,12 @@ def test_a_model_against_itself():
     assert {"name", "max_abs", "max_rel", "cosine", "ok"} <= set(report["outputs"][0])
 
 
+def test_one_sample_twice_proves_what_it_proves_once():
+    data, x = linear(weight()), rows(3, 4)
+    result = check(data, data, [sample(x=x), sample(x=x.copy())])
+    assert result.verdict == "identical" and result.informative == 2
+
+
 @pytest.mark.parametrize("effect", ["exact", "rounding"])
 def test_one_weight_a_hundredth_larger(effect):
     w = weight()
