@@ -9,6 +9,10 @@ class InputError(GraphoptError):
     """A model or a samples file that cannot be read or does not hold what it should."""
 
 
+class CalibrationError(InputError):
+    """Calibration samples that cannot be read or that the model does not take: no pass is to blame for them."""
+
+
 class OptionError(GraphoptError):
     """An unknown pass, option or preset, or a value out of its range."""
 

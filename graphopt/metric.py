@@ -35,15 +35,24 @@ def load_metric(where: str) -> Metric:
     Raises:
         OptionError: not of that form, not found, cannot be imported, not a function.
     """
+    return Metric(where, load_function(where, "metric"))
+
+
+def load_function(where: str, what: str) -> Callable[..., Any]:
+    """A function of the user's own, by "MODULE:FUNCTION" or "FILE.py:FUNCTION"; `what` it is for, errors say.
+
+    Raises:
+        OptionError: not of that form, not found, cannot be imported, not a function.
+    """
     source, _, name = where.rpartition(":")
     if not source or not name:
-        raise OptionError(f"metric {where!r}: expected MODULE:FUNCTION or FILE.py:FUNCTION")
+        raise OptionError(f"{what} {where!r}: expected MODULE:FUNCTION or FILE.py:FUNCTION")
     try:
         if source.endswith(".py") or "/" in source:
             path = Path(source)
             if not path.is_file():
-                raise OptionError(f"metric {where}: no such file {path}")
-            unique = f"graphopt_metric_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+                raise OptionError(f"{what} {where}: no such file {path}")
+            unique = f"graphopt_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
             spec = importlib.util.spec_from_file_location(unique, path)
             assert spec is not None
             assert spec.loader is not None
@@ -54,11 +63,11 @@ def load_metric(where: str) -> Metric:
     except OptionError:
         raise
     except (Exception, SystemExit) as error:
-        raise OptionError(f"metric {where}: cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise OptionError(f"{what} {where}: cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise OptionError(f"metric {where}: {source} has no function {name}")
-    return Metric(where, function)
+        raise OptionError(f"{what} {where}: {source} has no function {name}")
+    return function
 
 
 def measure_metric(metric: Metric, model: str | os.PathLike, *, threads: int = 0, provider: str = "cpu") -> float:

@@ -11,9 +11,10 @@ from graphopt.formats import onnx
 from graphopt.formats._carried import keep_contract
 from graphopt.formats._files import write_text
 from graphopt.formats._inputs import fix_initializers, fix_shapes
+from graphopt.formats._tapped import Tapped
 from graphopt.model import Model
 
-__all__ = ["fix_initializers", "fix_shapes", "keep_contract", "load_model", "save_model", "write_text"]
+__all__ = ["Tapped", "fix_initializers", "fix_shapes", "keep_contract", "load_model", "save_model", "write_text"]
 
 #: File names of models in other formats, with the words for them in a message.
 _OTHER = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx.defs
@@ -102,7 +103,7 @@ def save(model: Model, path: os.PathLike | str, *, in_place: bool = False) -> li
     """
     path, graph = Path(path), model.graph
     _files.check_target(path)
-    tensors = list(_parts(graph))
+    tensors = list(parts(graph))
     sources = _sources(model, tensors)
     for source in sources:
         if _files.same_file(path, source):
@@ -113,10 +114,10 @@ def save(model: Model, path: os.PathLike | str, *, in_place: bool = False) -> li
     _check_sources(model)
     with _reading.paused_gc():
         data_path = _free_data_name(path, sources)
-        plan = _Plan(graph, tensors, data_path.name, everything=False)
+        plan = Plan(graph, tensors, data_path.name, everything=False)
         pieces = Writer(graph, plan.places).pieces()
         if size_of(pieces) > _LIMIT:
-            plan = _Plan(graph, tensors, data_path.name, everything=True)
+            plan = Plan(graph, tensors, data_path.name, everything=True)
             pieces = Writer(graph, plan.places).pieces()
             if size_of(pieces) > _LIMIT:
                 raise OutputError(f"{path}: the graph without its weights is larger than the 2 GB that ONNX allows")
@@ -128,7 +129,7 @@ def save(model: Model, path: os.PathLike | str, *, in_place: bool = False) -> li
             if plan.tensors:
                 _files.remove_leftovers(data_path)
                 pending.append(_files.Pending(data_path))
-                plan.write(pending[-1])
+                plan.write(pending[-1].file)
             pending.append(_files.Pending(path))
             for piece in pieces:
                 if isinstance(piece, bytes):
@@ -160,7 +161,7 @@ def to_bytes(graph: ir.Model) -> bytes:
         OutputError: that would be more than protobuf's 2 GB.
     """
     with _reading.paused_gc():
-        if sum(map(nbytes_of, _parts(graph))) > _LIMIT:
+        if sum(map(nbytes_of, parts(graph))) > _LIMIT:
             raise OutputError("the model is larger than the 2 GB that fit into one ONNX file")
         pieces = Writer(graph, {}).pieces()
         return b"".join(piece if isinstance(piece, bytes) else piece.tobytes() for piece in pieces)
@@ -175,7 +176,7 @@ def looks_like_onnx(path: os.PathLike | str) -> bool:
     return True
 
 
-class _Plan:
+class Plan:
     """Which tensors go to the data file, and where in it."""
 
     def __init__(self, graph: ir.Model, tensors: list[ir.TensorProtocol], location: str, *, everything: bool) -> None:
@@ -205,14 +206,15 @@ class _Plan:
             if key is not None:
                 same[key] = self.places[id(tensor)]
 
-    def write(self, pending: _files.Pending) -> None:
+    def write(self, file: BinaryIO) -> None:
+        """The data file."""
         end = 0
         for offset, tensor in self.tensors:
-            pending.file.write(bytes(offset - end))
+            file.write(bytes(offset - end))
             if hasattr(tensor, "tofile"):
-                tensor.tofile(pending.file)
+                tensor.tofile(file)
             else:
-                pending.file.write(tensor.tobytes())
+                file.write(tensor.tobytes())
             end = offset + tensor.nbytes
 
 
@@ -226,7 +228,7 @@ def _goes_out(tensor: ir.TensorProtocol, own_file: bool, everything: bool, initi
     return kind is not ir.StringTensor and id(tensor) in initializers and tensor.nbytes >= _EXTERNAL_FROM
 
 
-def _parts(graph: ir.Model) -> Iterator[ir.TensorProtocol]:
+def parts(graph: ir.Model) -> Iterator[ir.TensorProtocol]:
     """The tensors of a model as they are written: of a sparse one, its values and indices."""
     for tensor, _ in _reading.tensors_of(iter_graphs(graph)):
         if kind_of(tensor) is SparseTensor:

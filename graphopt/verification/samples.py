@@ -8,7 +8,7 @@ and is passed over here; every other name that is not an input's is an error, be
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,64 +80,82 @@ def load_samples(path: Path, model: ir.Model) -> list[Sample]:
         files = [path]
     else:
         raise InputError(f"{path}: no such samples file or folder")
-    samples = [Sample(_read(file, model), f"user: {file.name}") for file in files]
+    samples = [Sample(read_sample(file, model), f"user: {file.name}") for file in files]
     largest = max(samples, key=_elements)
     differ = any(_elements(s) != _elements(largest) for s in samples)
     return [replace(s, usual=differ and s is largest) for s in samples]
 
 
-def _read(file: Path, model: ir.Model) -> dict[str, np.ndarray]:
-    inputs = {v.name: v for v in model.graph.inputs}
-    needed = [v.name for v in fed_inputs(model)]
+def read_sample(file: Path, model: ir.Model) -> dict[str, np.ndarray]:
+    """The feeds in an ``.npz`` file; raises InputError as `load_samples` does."""
+    archive = _open(file)
+    with archive:
+        return check_feeds(str(file), ((name, lambda name=name: _array(file, archive, name)) for name in archive.files), model)
+
+
+def _open(file: Path) -> np.lib.npyio.NpzFile:
+    """An ``.npz`` file whose arrays are read one by one; raises InputError where it is none."""
     try:
         archive = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{file}: not a readable .npz file ({_line(error)})") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise InputError(f"{file}: not an .npz file (a single array has no input's name; save it with numpy.savez)")
+    return archive
+
+
+def _array(file: Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    try:
+        return archive[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: input '{name}' cannot be read ({_line(error)})") from error
+
+
+def check_feeds(where: str, arrays: Iterable[tuple[str, Callable[[], np.ndarray]]], model: ir.Model) -> dict[str, np.ndarray]:
+    """Feeds out of arrays by name, checked against the inputs of the model; raises InputError as `load_samples` does.
+
+    where: what an error names. arrays: each with how to read it; those of labels are not read.
+    """
+    inputs = {v.name: v for v in model.graph.inputs}
+    needed = [v.name for v in fed_inputs(model)]
     feeds: dict[str, np.ndarray] = {}
-    with archive:
-        for name in archive.files:
-            if name not in inputs:
-                if name in LABEL_KEYS:
-                    continue
-                raise InputError(f"{file}: the model has no input '{name}' (its inputs: {', '.join(needed) or 'none'})")
-            try:
-                array = archive[name]
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(f"{file}: input '{name}' cannot be read ({_line(error)})") from error
-            feeds[name] = _checked(file, inputs[name], array)
+    for name, read in arrays:
+        if name not in inputs:
+            if name in LABEL_KEYS:
+                continue
+            raise InputError(f"{where}: the model has no input '{name}' (its inputs: {', '.join(needed) or 'none'})")
+        feeds[name] = check_array(where, inputs[name], read())
     missing = [name for name in needed if name not in feeds]
     if missing:
-        raise InputError(f"{file}: no array for input {', '.join(repr(m) for m in missing)}")
+        raise InputError(f"{where}: no array for input {', '.join(repr(m) for m in missing)}")
     return feeds
 
 
-def _checked(file: Path, value: ir.Value, array: np.ndarray) -> np.ndarray:
+def check_array(where: str, value: ir.Value, array: np.ndarray) -> np.ndarray:
     """The array as the runtime takes it, or InputError where it is not what the input declares."""
     if not isinstance(value.type, ir.TensorType) and value.type is not None:
-        raise InputError(f"{file}: input '{value.name}' is {value.type}, which a samples file cannot hold")
+        raise InputError(f"{where}: input '{value.name}' is {value.type}, which a samples file cannot hold")
     wanted = value.dtype
     if wanted == ir.DataType.STRING:
         if array.dtype.kind not in "US":
-            raise InputError(f"{file}: input '{value.name}': expected strings, found {array.dtype}")
+            raise InputError(f"{where}: input '{value.name}': expected strings, found {array.dtype}")
         array = (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).astype(object)
     elif wanted is not None:
         expected = wanted.numpy()
         if array.dtype.kind == "V" and array.dtype.itemsize == expected.itemsize:
             array = array.view(expected)  # numpy writes bfloat16 and the 8-bit floats as raw bytes
         if array.dtype != expected:
-            raise InputError(f"{file}: input '{value.name}': expected {expected}, found {array.dtype}")
+            raise InputError(f"{where}: input '{value.name}': expected {expected}, found {array.dtype}")
     if value.shape is not None:
         if array.ndim != len(value.shape):
             raise InputError(
-                f"{file}: input '{value.name}': expected {len(value.shape)} dimensions "
+                f"{where}: input '{value.name}': expected {len(value.shape)} dimensions "
                 f"{_dims(value.shape)}, found {array.ndim} {list(array.shape)}"
             )
         for axis, (declared, found) in enumerate(zip(value.shape, array.shape, strict=True)):
             if isinstance(declared, int) and declared >= 0 and declared != found:
                 raise InputError(
-                    f"{file}: input '{value.name}': expected {declared} in dimension {axis} of "
+                    f"{where}: input '{value.name}': expected {declared} in dimension {axis} of "
                     f"{_dims(value.shape)}, found {list(array.shape)}"
                 )
     return array
