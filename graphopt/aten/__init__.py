@@ -7,7 +7,7 @@ be seen from outside.
 
 from graphopt.aten.context import AtenContext
 from graphopt.aten.driver import drive
-from graphopt.aten.editor import AtenEditor
+from graphopt.aten.editor import AtenEditor, remove_unused
 from graphopt.aten.program import Program, count_nodes, operator_of
 
-__all__ = ["AtenContext", "AtenEditor", "Program", "count_nodes", "drive", "operator_of"]
+__all__ = ["AtenContext", "AtenEditor", "Program", "count_nodes", "drive", "operator_of", "remove_unused"]

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from graphopt.aten.arrays import to_array
+from graphopt.aten.layouts import same_layout
 from graphopt.aten.program import Program, operator_of
 from graphopt.rewriting.base import Refuse
 from graphopt.rewriting.changes import ChangeLog
@@ -126,6 +127,17 @@ class AtenContext:
         """The element type by torch's name without the prefix ("float32", "bool"); None for what is not a tensor."""
         value = _value(node)
         return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else None
+
+    def device(self, node: Any) -> str | None:
+        """The device of a tensor ("cpu", "cuda:0"); None for what is not a tensor."""
+        value = _value(node)
+        return str(value.device) if isinstance(value, torch.Tensor) else None
+
+    def alike(self, a: Any, b: Any) -> bool:
+        """Whether two tensors are of one type, shape and device, and lie alike in memory."""
+        if self.shape(a) is None or any(ask(a) != ask(b) for ask in (self.shape, self.dtype, self.device)):
+            return False
+        return same_layout(_value(a), _value(b))
 
     # --- constants ----------------------------------------------------------------------------------------------
 

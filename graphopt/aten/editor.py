@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import fx
 
+from graphopt.aten import aliasing
 from graphopt.aten.arrays import to_tensor
 from graphopt.aten.context import AtenContext
-from graphopt.aten.program import operator_of
+from graphopt.aten.layouts import relaid, same_layout, substituted
 from graphopt.rewriting.base import Refuse
-
-# They read the memory of their input as it lies, so they depend on its strides.
-_STRIDE_READERS = frozenset({"aten.view.default", "aten.view.dtype", "aten.as_strided.default"})
 
 
 class AtenEditor:
@@ -32,13 +30,18 @@ class AtenEditor:
         self.constants: list[fx.Node] = []
         self.replacements: list[tuple[fx.Node, fx.Node]] = []
         self.updates: list[tuple[fx.Node, str, Any]] = []
+        self.relaid: dict[fx.Node, Any] = {}
 
     # --- statements ---------------------------------------------------------------------------------------------
 
     def call(
         self, operator: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, like: fx.Node | None = None
     ) -> fx.Node:
-        """A new node that calls an operator, "aten.conv2d.default"; its type and shape are worked out, or those of `like`."""
+        """A new node that calls an operator, "aten.conv2d.default"; its type and shape are worked out, or those of `like`.
+
+        Raises:
+            Refuse: the operator does not take such arguments.
+        """
         target = operator_named(operator)
         with self.context.graph.inserting_before(self.root):
             node = self.context.graph.call_function(target, tuple(args), dict(kwargs or {}))
@@ -46,10 +49,19 @@ class AtenEditor:
             if key in self.root.meta:
                 node.meta[key] = self.root.meta[key]
         self.created.append(node)  # before anything that can raise: what is created is what is discarded
-        node.meta["val"] = like.meta["val"] if like is not None else self._inferred(node)
+        if like is not None:
+            node.meta["val"] = like.meta["val"]
+            return node
+        try:
+            node.meta["val"] = self._inferred(node, {})
+        except Exception as error:
+            text = (str(error) or type(error).__name__).splitlines()[0]
+            raise Refuse(f"{operator} does not take its place: {text}") from error
         return node
 
-    def constant(self, data: np.ndarray, name: str, *, made_of: Sequence[fx.Node] = (), parameter: bool | None = None) -> fx.Node:
+    def constant(
+        self, data: np.ndarray | torch.Tensor, name: str, *, made_of: Sequence[fx.Node] = (), parameter: bool | None = None
+    ) -> fx.Node:
         """A new tensor of the program, under `name` or one made from it.
 
         Args:
@@ -60,8 +72,10 @@ class AtenEditor:
         """
         program = self.context.program
         if parameter is None:
-            parameter = bool(made_of) and program.is_parameter(made_of[0]) and np.asarray(data).dtype.kind not in "iub"
-        node = program.add_constant(to_tensor(data), name, parameter=parameter, made_of=made_of)
+            parameter = bool(made_of) and program.is_parameter(made_of[0])
+        tensor = data if isinstance(data, torch.Tensor) else to_tensor(data)
+        parameter = parameter and tensor.dtype.is_floating_point
+        node = program.add_constant(tensor, name, parameter=parameter, made_of=made_of)
         self.constants.append(node)
         return node
 
@@ -91,7 +105,8 @@ class AtenEditor:
         """Turn down, before anything changes, what would not fit.
 
         Raises:
-            Refuse: a new value has another shape or type, or other strides where a view reads them.
+            Refuse: a new value has another shape or type, lies in memory as an operator behind it cannot take it, or a
+                caller would see memory shared that was not.
         """
         context = self.context
         for old, new in self.replacements:
@@ -102,8 +117,9 @@ class AtenEditor:
                     f"the replacement would be {context.dtype(new)}{_text(context.shape(new))}, "
                     f"not {context.dtype(old)}{_text(context.shape(old))}"
                 )
-            if context.strides(old) != context.strides(new) and any(operator_of(u) in _STRIDE_READERS for u in old.users):
-                raise Refuse("a view reads its memory, which the replacement lays out otherwise")
+            aliasing.guard(context, old, new)
+            if not same_layout(old.meta["val"], new.meta["val"]):
+                self.relaid.update(relaid(old, new, self._inferred))
 
     def commit(self) -> list[fx.Node]:
         """Carry out what was stated; the nodes that were made or changed."""
@@ -119,24 +135,29 @@ class AtenEditor:
             touched += [n for n in old.users if n is not context.program.output]
             old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in made)  # the new ones may read the old value
             loose.append(old)
+        for node, value in self.relaid.items():
+            node.meta["val"] = value
         for node, name, value in self.updates:
             loose += node.all_input_nodes
             _set_argument(node, name, value)
             touched.append(node)
-        gone = remove_unused(context, [self.root, *loose, *self.created, *self.constants])
+        replaced = [self.root, *(old for old, _ in self.replacements)]  # a dropout counts as random, in training mode or not
+        gone = remove_unused(context, [self.root, *loose, *self.created, *self.constants], in_spite=replaced)
         context.log.provenance([n for n in self.created if n not in gone], [*gone] or [self.root])
         return [n for n in dict.fromkeys(touched) if n not in gone]
 
-    def _inferred(self, node: fx.Node) -> Any:
-        from torch.utils._pytree import tree_map_only
-
-        args, kwargs = tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+    def _inferred(self, node: fx.Node, changed: dict[fx.Node, Any]) -> Any:
+        args, kwargs = substituted(node, changed)
         with self.context.program.fake_mode:
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def remove_unused(context: AtenContext, candidates: Sequence[fx.Node]) -> dict[fx.Node, None]:
-    """Remove those of `candidates` that have no users and no effect, and what only they used; what was removed."""
+def remove_unused(context: AtenContext, candidates: Sequence[fx.Node], *, in_spite: Sequence[fx.Node] = ()) -> dict[fx.Node, None]:
+    """Remove those of `candidates` that have no users and no effect, and what only they used; what was removed.
+
+    Those of `in_spite` have an effect and go all the same.
+    """
+    given = frozenset(in_spite)
     gone: dict[fx.Node, None] = {}
     todo = list(candidates)
     while todo:
@@ -149,7 +170,7 @@ def remove_unused(context: AtenContext, candidates: Sequence[fx.Node]) -> dict[f
                 context.program.drop_constant(node)
                 gone[node] = None
             continue
-        if node.is_impure():
+        if node not in given and node.is_impure():
             continue
         inputs = node.all_input_nodes
         context.removed(node)

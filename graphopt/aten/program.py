@@ -38,6 +38,7 @@ class Program:
         specs: what each placeholder stands for.
         mutated: names of buffers (and parameters) that a call changes.
         origins: for each tensor that was made, the names of those it was made of, in the original program.
+        meta: what passes note for their next run.
     """
 
     def __init__(self, exported: ExportedProgram) -> None:
@@ -57,6 +58,7 @@ class Program:
         self.mutated = {s.target for s in self.output_specs if s.kind in _MUTATIONS}
         self.tensors: dict[str, torch.Tensor] = {**exported.constants, **exported.state_dict}
         self.origins: dict[str, tuple[str, ...]] = {}
+        self.meta: dict[str, Any] = {}
         self.fake_mode = _fake_mode(self.graph)
 
     # --- tensors ------------------------------------------------------------------------------------------------
@@ -108,15 +110,35 @@ class Program:
         self.origins[name] = tuple(old)
         return node
 
-    def drop_constant(self, node: fx.Node) -> None:
-        """Remove a placeholder that has no users, and its tensor. Buffers that a call changes, and inputs, stay."""
+    def drop_constant(self, node: fx.Node, *, equal: fx.Node | None = None) -> None:
+        """Remove a placeholder that has no users, and its tensor. Buffers that a call changes, and inputs, stay.
+
+        `equal` is a placeholder of an equal tensor that stands for both from now on.
+        """
         spec = self.specs.get(node)
         if spec is None or spec.kind not in _HELD or node.users or spec.target in self.mutated:
             return
+        kept = self.name_of(equal) if equal is not None else None
+        if kept is not None and spec.target is not None:
+            names = (*self.origins.get(kept, (kept,)), *self.origins.get(spec.target, (spec.target,)))
+            self.origins[kept] = tuple(dict.fromkeys(names))
         del self.specs[node]
         self.graph.erase_node(node)
         self.tensors.pop(spec.target or "", None)
         self.origins.pop(spec.target or "", None)
+
+    def tied(self) -> dict[fx.Node, fx.Node]:
+        """For each placeholder whose tensor is that of another one with users, too: the other one."""
+        first: dict[Any, fx.Node] = {}
+        found = {}
+        held = [(node, self.constant(node)) for node in self.specs]
+        for node, tensor in sorted(((n, t) for n, t in held if t is not None), key=lambda pair: not pair[0].users):
+            if not tensor.numel() or tensor.layout is not torch.strided:
+                continue
+            other = first.setdefault((tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()), node)
+            if other is not node:
+                found[node] = other
+        return found
 
     def _fresh(self, name: str) -> str:
         if name not in self.tensors and not self._is_prefix(name):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Match, Pass, attribute_graphs, option, scalar_of
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 # Two of them draw different numbers, a given seed notwithstanding: each holds a generator of its own.
 _RANDOM = frozenset(
@@ -24,8 +28,14 @@ class EliminateCommonSubexpressions(Pass):
     """Compute equal nodes once."""
 
     name = "eliminate-common-subexpressions"
+    kinds = frozenset({"onnx", "torch"})
 
     constant_bytes: int = option(1024, "compare tensors in attributes up to this size; larger ones count as different", minimum=0)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_common_subexpressions
+
+        eliminate_common_subexpressions.run(context)
 
     def run(self, context: Context) -> None:
         deterministic = _deterministic_functions(context)

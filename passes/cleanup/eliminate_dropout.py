@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -12,12 +13,21 @@ from graphopt.rewriting.guards import constant, unused_outputs
 
 from ..arguments import integer
 
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
+
 
 @dataclass(frozen=True)
 class EliminateDropout(Rewrite):
     """Remove Dropout that is not in training mode and whose mask is not used."""
 
     name = "eliminate-dropout"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_dropout
+
+        eliminate_dropout.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Dropout", var("x"), ...),)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Match, Pattern, Rewrite, op, var
 from graphopt.rewriting.guards import require
 
 from ..arguments import keeps_shape
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _REPEATED = ("Relu", "Abs", "Ceil", "Floor", "Round", "Sign")  # f(f(x)) = f(x), whatever they make of NaN and -0.0
 _UNDONE = ("Neg", "Not", "BitwiseNot")  # f(f(x)) = x
@@ -19,6 +23,12 @@ class EliminateIdempotent(Rewrite):
     """Remove what repeats or undoes the operator before it: Relu(Relu(x)), Not(Not(x)), Max(x, x), Abs(Neg(x)), Where(c, x, x)."""
 
     name = "eliminate-idempotent"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_idempotent
+
+        eliminate_idempotent.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,9 @@ from graphopt.rewriting import Editor, Match, Pattern, Refuse, Rewrite, const, c
 from graphopt.rewriting.guards import FLOATS, require
 
 from ..arguments import element_type, keeps_shape
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _LIMIT = 1 << 20  # bytes; no neutral constant is larger, and reading it would cost more than it gains
 _BROADCASTING = 7  # the opset from which binary operators broadcast as numpy does
@@ -46,6 +50,12 @@ class EliminateNoopArithmetic(Rewrite):
     """Remove x*1, x/1, x-0, x**1, and-true, or-false, max with -inf, Where with a constant condition, and Sum, Min, Max, Mean of one."""
 
     name = "eliminate-noop-arithmetic"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_noop_arithmetic
+
+        eliminate_noop_arithmetic.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Match, Pattern, Rewrite, op, var
 
 from ..arguments import element_type, integer
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,12 @@ class EliminateNoopCast(Rewrite):
     """Remove Cast and CastLike to the type that the value already has."""
 
     name = "eliminate-noop-cast"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_noop_cast
+
+        eliminate_noop_cast.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Cast", var("x")), op("CastLike", var("x"), var("like")))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Match, Pattern, Rewrite, op, var
 
 from ..arguments import UNKNOWN, in_function, integer, ints, normal_axes
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _TO_THE_END = 2**31 - 1  # what the operator's specification recommends for "to the end of a dimension of unknown size"
 
@@ -19,6 +23,12 @@ class EliminateNoopSelections(Rewrite):
     """Remove Slice and Gather of everything, Pad by nothing, Concat of one input and Split into one output."""
 
     name = "eliminate-noop-selections"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_noop_selections
+
+        eliminate_noop_selections.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Match, Pattern, Rewrite, op, var
 
 from ..arguments import UNKNOWN, integer, ints
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 def is_shape_of(shape: ir.Value | None, x: ir.Value) -> bool:
@@ -32,6 +36,12 @@ class EliminateNoopShapeOps(Rewrite):
     """Remove Reshape, Expand, Flatten, Squeeze, Tile and Transpose that change nothing."""
 
     name = "eliminate-noop-shape-ops"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_noop_shape_ops
+
+        eliminate_noop_shape_ops.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(("Reshape", "Expand", "Tile"), var("x"), var("argument")), op(("Flatten", "Squeeze", "Transpose"), var("x"), ...))

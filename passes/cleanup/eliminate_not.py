@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.rewriting import Editor, Match, Pattern, Rewrite, op, use_count, var
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _MOST = 64
 
@@ -17,6 +21,12 @@ class EliminateNot(Rewrite):
     """Turn Where(Not(c), a, b) into Where(c, b, a), and swap the branches of an If, where that leaves nothing to negate."""
 
     name = "eliminate-not"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_idempotent
+
+        eliminate_idempotent.run_not(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(("Where", "If"), op("Not", var("c"), bind="not"), ...),)

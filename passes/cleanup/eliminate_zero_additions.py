@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, const, op, var
 from graphopt.rewriting.guards import FLOATS, require
 
 from ..arguments import keeps_shape
 from .eliminate_noop_arithmetic import is_scalar_of
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,12 @@ class EliminateZeroAdditions(Rewrite):
 
     name = "eliminate-zero-additions"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_noop_arithmetic
+
+        eliminate_noop_arithmetic.run_zeros(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Pass, is_sparse, is_used
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _SAMPLE = 4096  # bytes at the start, the middle and the end
 _SMALL = 3 * _SAMPLE
@@ -24,6 +28,12 @@ class MergeEqualInitializers(Pass):
     """Keep one of initializers that are equal in type, shape and every byte."""
 
     name = "merge-equal-initializers"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_equal_initializers
+
+        merge_equal_initializers.run(context)
 
     def run(self, context: Context) -> None:
         groups: dict[Hashable, list[ir.Value]] = {}
@@ -68,10 +78,22 @@ def _looked_at(tensor: ir.TensorProtocol, look: Callable[[ir.TensorProtocol], by
             tensor.release()
 
 
-def _sample(tensor: ir.TensorProtocol) -> bytes:
-    array = tensor.numpy().reshape(-1).view(np.uint8)
+def sample_of(array: np.ndarray) -> bytes:
+    """Bytes at the start, in the middle and at the end of an array without gaps."""
+    array = array.reshape(-1).view(np.uint8)
     middle = array.size // 2
     return b"".join(part.tobytes() for part in (array[:_SAMPLE], array[middle:middle + _SAMPLE], array[-_SAMPLE:]))
+
+
+def digest_of(array: np.ndarray) -> bytes:
+    """A digest of all bytes of an array."""
+    hasher = _Hasher()
+    hasher.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return hasher.digest()
+
+
+def _sample(tensor: ir.TensorProtocol) -> bytes:
+    return sample_of(tensor.numpy())
 
 
 class _Hasher:
@@ -89,11 +111,10 @@ class _Hasher:
 
 
 def _digest(tensor: ir.TensorProtocol) -> bytes:
-    hasher = _Hasher()
     if type(tensor) is ir.Tensor and tensor.dtype.bitwidth >= 8:
-        hasher.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
-    else:
-        tensor.tofile(hasher)  # from a file: read in pieces, not mapped
+        return digest_of(tensor.numpy())
+    hasher = _Hasher()
+    tensor.tofile(hasher)  # from a file: read in pieces, not mapped
     return hasher.digest()
 
 

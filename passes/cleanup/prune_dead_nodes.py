@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Pass, is_used, option, remove_unused
 
 from ..arguments import integer
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 # Operators whose outputs from the given number on are optional and decide nothing about the others.
 _OPTIONAL = {
@@ -22,8 +26,14 @@ class PruneDeadNodes(Pass):
     """Remove nodes, initializers, functions and optional outputs that nothing uses."""
 
     name = "prune-dead-nodes"
+    kinds = frozenset({"onnx", "torch"})
 
     opset_imports: bool = option(False, "also drop the opset imports of domains that no node is of")
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import prune_dead_nodes
+
+        prune_dead_nodes.run(context)
 
     def run(self, context: Context) -> None:
         _prune_functions(context)  # first: then what they hold need not be looked at
