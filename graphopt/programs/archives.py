@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError
+from graphopt.programs.expressions import is_arithmetic
 from graphopt.programs.torch_side import quiet
 
 if TYPE_CHECKING:
@@ -27,23 +29,28 @@ def load_program(path: Path) -> ExportedProgram:
     """
     import torch
 
-    _check(path)
+    written_by = _check(path)
     try:
         with quiet():
             program = torch.export.load(path)
     except KeyError:
         raise InputError(f"{path}: holds no program under the name 'model': {_EXPORT}") from None
     except Exception as error:  # torch's reader raises whatever it meets: assertions, attribute and key errors
-        raise InputError(f"{path}: cannot be read as an exported program: {_why(error)}") from error
+        raise InputError(f"{path}: cannot be read as an exported program: {_why(error, written_by)}") from error
     return program
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, written_by: str) -> str:
+    import torch
+
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"{first[:200]} (written by another version of torch, or damaged)"
+    if first.startswith("We ran into an error"):  # what it was went to torch's log
+        first = "torch cannot rebuild its graph"
+    return f"{first[:200]} (it was written by torch {written_by}, and this is torch {torch.__version__}; or it is damaged)"
 
 
-def _check(path: Path) -> None:
+def _check(path: Path) -> str:
+    """The version of torch that wrote the archive. Raises InputError where it is none, or is not to be read."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -57,7 +64,7 @@ def _check(path: Path) -> None:
         raise InputError(f"{path}: is no exported program but {_kind(head)}: {_EXPORT}")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_archive(path, archive)
+            return _check_archive(path, archive)
     except zipfile.BadZipFile:
         raise InputError(f"{path}: the archive is damaged or was cut short") from None
     except (OSError, NotImplementedError, ValueError) as error:
@@ -72,7 +79,7 @@ def _kind(head: bytes) -> str:
     return "another kind of file"
 
 
-def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> str:
     names = archive.namelist()
     root = names[0].split("/")[0] if names else ""
     inside = {name.removeprefix(f"{root}/"): name for name in names}
@@ -93,6 +100,7 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     if damaged is not None:
         raise InputError(f"{path}: the archive is damaged: '{damaged}' is not what was written")
     _check_payloads(path, archive, inside)
+    return _check_sizes(path, archive.read(inside["models/model.json"]))
 
 
 def _other_archive(names: list[str], inside: dict[str, str]) -> str:
@@ -107,8 +115,6 @@ def _other_archive(names: list[str], inside: dict[str, str]) -> str:
 
 def _check_payloads(path: Path, archive: zipfile.ZipFile, inside: dict[str, str]) -> None:
     """Refuses what torch would unpickle without restriction."""
-    import io
-
     import torch
 
     for folder in ("data/weights/", "data/constants/"):
@@ -132,3 +138,23 @@ def _check_payloads(path: Path, archive: zipfile.ZipFile, inside: dict[str, str]
                 torch.load(io.BytesIO(data), weights_only=True)
         except Exception:
             raise InputError(f"{path}: '{name}', the example inputs, holds more than tensors and numbers, and is not read") from None
+
+
+def _check_sizes(path: Path, text: bytes) -> str:
+    """The version of torch that wrote the program. Refuses what stands for a size but is none: torch evaluates it as Python."""
+    try:
+        about = json.loads(text)
+    except ValueError:
+        raise InputError(f"{path}: cannot be read as an exported program: 'models/model.json' is damaged") from None
+    todo: list[Any] = [about]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            guards = part.get("guards_code")
+            for size in (part.get("expr_str"), *(guards if isinstance(guards, list) else ())):
+                if isinstance(size, str) and not is_arithmetic(size):
+                    raise InputError(f"{path}: holds an expression that is none of sizes, {size[:60]!r}, and is not read")
+            todo.extend(part.values())
+        elif isinstance(part, list):
+            todo.extend(part)
+    return str(about.get("torch_version", "of an unknown version")) if isinstance(about, dict) else "of an unknown version"

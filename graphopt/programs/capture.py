@@ -11,9 +11,8 @@ from graphopt.programs.sources import Source, arguments_of, is_factory, open_sou
 from graphopt.programs.torch_side import in_eval_mode, require_torch
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-    from graphopt.programs.dynamic import Arguments, Found
+    from graphopt.programs.arguments import Arguments
+    from graphopt.programs.dynamic import Found
 
 __all__ = ["Captured", "capture", "is_factory"]
 
@@ -40,6 +39,9 @@ def capture(
         OptionError: `dynamic_shapes` does not fit.
     """
     require_torch()
+    from graphopt.programs.agreement import check_runs, check_same
+    from graphopt.programs.arguments import Arguments
+    from graphopt.programs.dynamic import Found
     from graphopt.programs.training import refuse_training, training_module
 
     opened = open_source(source, example_inputs, dynamic_shapes)
@@ -49,9 +51,9 @@ def capture(
         if opened.shapes is not None:
             raise OptionError(f"{opened.what}: its dynamic dims were fixed when it was exported: leave dynamic shapes out")
         refuse_training(opened.program, opened.what)
-        found, names = _as_exported(opened.program), {}
+        found, names = Found(opened.program), {}
         reference, eager = opened.program.module(), False
-        arguments = _arguments(args, kwargs)
+        arguments = Arguments.of(args, kwargs)
     else:
         assert opened.module is not None
         part = training_module(opened.module)
@@ -60,32 +62,24 @@ def capture(
             raise InputError(f"{opened.what}: {called} is in training mode: call .eval() on the module, or ask for it with eval=True")
         if part is not None:
             notes.append("captured as in eval mode, though the module is in training mode")
-        arguments = _arguments(args, kwargs)
+        arguments = Arguments.of(args, kwargs)
         with in_eval_mode(opened.module):
+            expected, changed = check_runs(opened.module, arguments, opened.what)
             found, names = _exported(opened, arguments)
-        refuse_training(found.program, opened.what)
+            refuse_training(found.program, opened.what)
+            check_same(opened.module, found.program, arguments, expected, opened.what)
+        if changed:
+            notes.append(f"forward changes {', '.join(repr(name) for name in changed)} of the module, which the program does not")
         reference, eager = opened.module, True
     return _described(opened, found, names, arguments, reference, eager, notes, outputs)
 
 
-def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-    from graphopt.programs.dynamic import Arguments
-
-    return Arguments.of(args, kwargs)
-
-
-def _as_exported(program: ExportedProgram) -> Found:
-    from graphopt.programs.dynamic import Found
-
-    return Found(program)
-
-
 def _exported(opened: Source, arguments: Arguments) -> tuple[Found, dict[tuple[int, int], str]]:
     """The module as a program, and the names that the user gave to dims."""
-    from graphopt.programs.dynamic import Found, find
+    from graphopt.programs.dynamic import Found, find, spec_of
     from graphopt.programs.failures import explain
-    from graphopt.programs.shapes import spec_of, stated, traced_at
-    from graphopt.programs.tracing import ExportError, export
+    from graphopt.programs.shapes import stated, traced_at
+    from graphopt.programs.tracing import ExportError, export_either_way
 
     module = opened.module
     try:
@@ -93,7 +87,7 @@ def _exported(opened: Source, arguments: Arguments) -> tuple[Found, dict[tuple[i
             return find(module, arguments), {}
         wanted, names = stated(opened.shapes, module, arguments, opened.what)
         traced = traced_at(arguments, wanted, names)
-        return Found(export(module, *traced.structured(), spec_of(traced, wanted) if wanted else None)), names
+        return Found(export_either_way(module, *traced.structured(), spec_of(traced, wanted) if wanted else None)), names
     except ExportError as error:
         raise InputError(explain(error.__cause__ or error, opened.what)) from error
 

@@ -55,12 +55,14 @@ class Captured:
         return dict(zip(self.inputs, leaves, strict=True))
 
     def call_with(self, tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments, positional and by name, like the example ones but with these tensors."""
+        """Arguments, positional and by name, like the example ones but with copies of these tensors."""
         import torch
         from torch.utils import _pytree as pytree
 
         names = iter(self.inputs)
-        return pytree.tree_map(lambda leaf: tensors[next(names)] if isinstance(leaf, torch.Tensor) else leaf, (self.args, self.kwargs))
+        return pytree.tree_map(
+            lambda leaf: tensors[next(names)].clone() if isinstance(leaf, torch.Tensor) else leaf, (self.args, self.kwargs)
+        )
 
     def resized(self, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """The example tensors at other sizes of the dynamic dims, cut or repeated along their axes.

@@ -1,7 +1,7 @@
 """Which dims of the inputs are dynamic: as asked for, or found by trying.
 
 Trying means: export with every axis left to torch, see which it fixed, then run module and program side by side at
-other sizes. A dim at which they part is fixed again. That is two exports where all goes well and never more than four.
+other sizes. A dim at which they part is fixed again. That is one export where all goes well.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from graphopt.programs.captured import fit
-from graphopt.programs.torch_side import preserved
-from graphopt.programs.tracing import ExportError, dynamic_axes, export, range_of
+from graphopt.programs.agreement import agree, answer
+from graphopt.programs.arguments import Arguments
+from graphopt.programs.tracing import ExportError, dynamic_axes, export, export_either_way, range_of
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-#: Exports that finding the dynamic dims may take, the last with no dynamic dim at all.
-_MOST = 4
-#: Program and module are the same operators: they part by no more than the order of a reduction.
-_RELATIVE = 1e-4
+#: How often dims are fixed again, one export each; after that all are.
+_MOST = 3
 
 
 @dataclass
@@ -36,41 +34,6 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The example inputs of a module: a flat list of leaves, and how to put them together again."""
-
-    leaves: tuple[Any, ...]
-    spec: Any
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-        """The leaves of positional arguments and arguments by name."""
-        from torch.utils import _pytree as pytree
-
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        return cls(tuple(leaves), spec)
-
-    def structured(self, leaves: Iterable[Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments as they are passed, with other leaves if given."""
-        from torch.utils import _pytree as pytree
-
-        return pytree.tree_unflatten(list(self.leaves if leaves is None else leaves), self.spec)
-
-    def tensors(self) -> list[int]:
-        """The places of the tensors among the leaves."""
-        import torch
-
-        return [place for place, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)]
-
-    def resized(self, sizes: Mapping[tuple[int, int], int]) -> Arguments:
-        """With tensors cut or repeated: `sizes` maps (which tensor, axis) to a size."""
-        leaves, places = list(self.leaves), self.tensors()
-        for (which, axis), size in sizes.items():
-            leaves[places[which]] = fit(leaves[places[which]], axis, size)
-        return Arguments(tuple(leaves), self.spec)
-
-
 def widened(module: torch.nn.Module, arguments: Arguments) -> Arguments:
     """The example inputs at batch 2 where they have batch 1, of which torch would make a constant; as they are if that does not run."""
     places = arguments.tensors()
@@ -79,7 +42,7 @@ def widened(module: torch.nn.Module, arguments: Arguments) -> Arguments:
     if not firsts or firsts != ranked:
         return arguments
     wide = arguments.resized({(which, 0): 2 for which in firsts})
-    return wide if _answer(module, wide) is not None else arguments
+    return wide if answer(module, wide) is not None else arguments
 
 
 def find(module: torch.nn.Module, arguments: Arguments) -> Found:
@@ -88,42 +51,60 @@ def find(module: torch.nn.Module, arguments: Arguments) -> Found:
     Raises:
         ExportError: the module cannot be exported, with no dynamic dim either.
     """
-    import torch
-
     traced = widened(module, arguments)
-    places = traced.tensors()
-    every = [[(which, axis) for axis in range(traced.leaves[place].ndim)] for which, place in enumerate(places)]
-    attempts = [{pair for axes in every for pair in axes}, {axes[0] for axes in every if axes}]
-    fixed: dict[tuple[int, int], str] = {}
-    exports, program = 0, None
-    for wanted in attempts:
-        if not wanted:
-            continue
-        exports += 1
-        try:
-            program = export(module, *traced.structured(), spec_of(traced, dict.fromkeys(wanted, torch.export.Dim.AUTO)))
-        except ExportError:  # the export without dynamic dims says what it is
-            continue
-        fixed.update({pair: "torch.export fixes it when every axis is dynamic" for axes in every for pair in axes if pair not in wanted})
-        break
+    sizes = {(which, axis): size for which, place in enumerate(traced.tensors()) for axis, size in enumerate(traced.leaves[place].shape)}
+    program, wanted, strict = _first(module, traced, set(sizes))
     if program is None:
-        return Found(export(module, *arguments.structured(), None), notes=["no dim is dynamic: torch.export failed with any"])
-    while True:
+        return Found(export_either_way(module, *arguments.structured(), None), notes=["no dim is dynamic: torch.export failed with any"])
+    fixed = dict.fromkeys(sizes.keys() - wanted, "torch.export fails where it is dynamic")
+    for _ in range(_MOST):
         found = Found(program)
         bad = _disproved(module, program, traced, found)
+        if not bad and traced is not arguments and not agree(answer(module, arguments), answer(program.module(), arguments)):
+            traced = arguments
+            bad = {
+                pair: "at size 1, the example's, a program of any size does not compute what the module does"
+                for pair in wanted
+                if pair[1] == 0
+            }
         if not bad:
             break
         fixed.update(bad)
         wanted = wanted - bad.keys()
-        exports += 1
-        if not wanted or exports >= _MOST:
-            found = Found(export(module, *arguments.structured(), None))
-            fixed.update(dict.fromkeys(wanted, "it could not be told which dims can change"))
-            break
-        program = export(module, *traced.structured(), spec_of(traced, dict.fromkeys(wanted, torch.export.Dim.AUTO)))
-    names = _names(found.program)
-    found.fixed = {(names[which], axis): why for (which, axis), why in fixed.items()}
+        program = export(module, *traced.structured(), _auto(traced, wanted), strict=strict)
+    else:
+        fixed.update(dict.fromkeys(wanted, "it could not be told which dims can change"))
+        program = export(module, *arguments.structured(), None, strict=strict)
+        found = Found(program)
+    names = _names(program)
+    dynamic = {(axis.input, axis.axis) for axis in dynamic_axes(program)}
+    for pair in wanted:
+        if (names[pair[0]], pair[1]) not in dynamic:
+            one = "torch.export makes a constant of size 1" if sizes[pair] < 2 else f"the module needs {sizes[pair]}"
+            fixed.setdefault(pair, one)
+    found.fixed = {(names[which], axis): why for (which, axis), why in sorted(fixed.items())}
     return found
+
+
+def _first(
+    module: torch.nn.Module, arguments: Arguments, every: set[tuple[int, int]]
+) -> tuple[ExportedProgram | None, set[tuple[int, int]], bool]:
+    """A program with as many axes dynamic as goes, those axes, and whether it took strict tracing; None: with none at all."""
+    firsts = {pair for pair in every if pair[1] == 0}
+    for wanted, strict in ((every, False), (every, True), (firsts, False)):
+        if not wanted:
+            continue
+        try:
+            return export(module, *arguments.structured(), _auto(arguments, wanted), strict=strict), wanted, strict
+        except ExportError:  # what is wrong, the export without dynamic dims says
+            continue
+    return None, set(), False
+
+
+def _auto(arguments: Arguments, wanted: Iterable[tuple[int, int]]) -> Any:
+    import torch
+
+    return spec_of(arguments, dict.fromkeys(wanted, torch.export.Dim.AUTO))
 
 
 def spec_of(arguments: Arguments, wanted: Mapping[tuple[int, int], Any]) -> Any:
@@ -218,41 +199,5 @@ def _agree_at(
 ) -> bool | None:
     """Whether program and module give the same there; None where the module does not run."""
     resized = arguments.resized({pair: sizes[name] for name in sizes for pair in axes[name]})
-    expected = _answer(module, resized)
-    return None if expected is None else agree(expected, _answer(runs, resized))
-
-
-def _answer(module: Any, arguments: Arguments) -> list[Any] | None:
-    """The outputs as a flat list; None where it raises."""
-    from torch.utils import _pytree as pytree
-
-    args, kwargs = arguments.structured()
-    try:
-        with preserved(module):
-            return pytree.tree_leaves(module(*args, **kwargs))
-    except Exception:  # the module's own code, or a check of the program: either way it does not run at this size
-        return None
-
-
-def agree(expected: Sequence[Any] | None, got: Sequence[Any] | None) -> bool:
-    """Whether two lists of outputs are the same but for rounding."""
-    import torch
-
-    if expected is None or got is None or len(expected) != len(got):
-        return False
-    for one, other in zip(expected, got, strict=True):
-        if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-            if type(one) is type(other) and one != other:
-                return False
-            continue
-        if one.shape != other.shape or one.dtype != other.dtype:
-            return False
-        if not one.is_floating_point() and not one.is_complex():
-            if not torch.equal(one, other):
-                return False
-            continue
-        scale = float(one.abs().nan_to_num(posinf=0).max()) if one.numel() else 0.0
-        slack = _RELATIVE if one.dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128) else 0.05
-        if not torch.allclose(other, one, rtol=slack, atol=slack * scale + 1e-12, equal_nan=True):
-            return False
-    return True
+    expected = answer(module, resized)
+    return None if expected is None else agree(expected, answer(runs, resized))

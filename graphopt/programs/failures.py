@@ -73,6 +73,21 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "register a fake implementation with torch.library.register_fake, or replace the operator",
     ),
     (
+        r"__torch__|LinearPackedParams|ScriptObject",
+        "it holds an object of TorchScript (a quantized or scripted layer), which cannot be traced",
+        "give the module as it was before it was quantized or scripted",
+    ),
+    (
+        r"Found <class '(?:.*\.)?(\w+)'> in output",
+        "forward returns a {found}, which torch does not know",
+        "return tensors, or a tuple or dict of them",
+    ),
+    (
+        r"data pointer",
+        "it asks where a tensor lies in memory",
+        "make the code that does so an operator with torch.library.custom_op, or leave it out",
+    ),
+    (
         r"Attempted to set|mutat|was assigned during export|buffer.*not registered",
         "forward changes an attribute of the module",
         "register what changes as a buffer with register_buffer, or return it",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graphopt.errors import OptionError
-from graphopt.programs.dynamic import Arguments, spec_of
+from graphopt.programs.arguments import Arguments
 
 
 def stated(shapes: Any, module: Any, arguments: Arguments, what: str) -> tuple[dict[tuple[int, int], Any], dict[tuple[int, int], str]]:
@@ -111,6 +111,3 @@ def traced_at(arguments: Arguments, wanted: Mapping[tuple[int, int], Any], names
     ones = {pair for pair in wanted if arguments.leaves[tensors[pair[0]]].shape[pair[1]] == 1}
     called = {names[pair] for pair in ones if pair in names}
     return arguments.resized({pair: 2 for pair in wanted if pair in ones or names.get(pair) in called})
-
-
-__all__ = ["spec_of", "stated", "traced_at"]

@@ -61,6 +61,8 @@ def open_source(source: Any, inputs: Any, shapes: Any) -> Source:
         return Source("the exported program", "program", program=source, inputs=inputs, shapes=shapes)
     if isinstance(source, torch.jit.ScriptModule):
         raise InputError(f"{_called(source)}: is a TorchScript module, which cannot be exported: give the module that it was made from")
+    while isinstance(source, _wrappers()):
+        source = source._orig_mod if hasattr(source, "_orig_mod") else source.module
     if isinstance(source, torch.nn.Module):
         return Source(_called(source), _called(source), module=source, inputs=inputs, shapes=shapes)
     if callable(source) and not isinstance(source, type):
@@ -68,6 +70,14 @@ def open_source(source: Any, inputs: Any, shapes: Any) -> Source:
     if isinstance(source, type) and issubclass(source, torch.nn.Module):
         raise InputError(f"{source.__name__}: is a class, not a module: make one of it, {source.__name__}(...)")
     raise InputError(f"a {type(source).__name__} is neither a module nor a program, nor a path to one")
+
+
+def _wrappers() -> tuple[type, ...]:
+    """Modules that only run another one: compiled, or on several devices."""
+    import torch
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    return OptimizedModule, torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel
 
 
 def _called(thing: Any) -> str:
@@ -98,8 +108,9 @@ def _from_factory(text: str, inputs: Any, shapes: Any) -> Source:
             f"{text}: returned {_described(made)}; expected (module, example_inputs) or (module, example_inputs, dynamic_shapes)"
         )
     own_inputs, own_shapes = (*made[1:], None, None)[:2]
+    opened = open_source(made[0], None, None)
     return Source(
-        text, name, module=made[0], inputs=own_inputs if inputs is None else inputs, shapes=own_shapes if shapes is None else shapes
+        text, name, module=opened.module, inputs=own_inputs if inputs is None else inputs, shapes=own_shapes if shapes is None else shapes
     )
 
 

@@ -6,9 +6,10 @@ import contextlib
 import importlib.util
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError
 
@@ -52,20 +53,85 @@ def forget_dispatch() -> None:
 
 
 @contextlib.contextmanager
-def preserved(module: torch.nn.Module) -> Iterator[None]:
-    """Run `module` inside without gradients; its buffers are put back, in place, to what they were."""
+def preserved(module: torch.nn.Module) -> Iterator[set[str]]:
+    """Run `module` inside without gradients, and find it as it was after: buffers, attributes, and lists and dicts among them.
+
+    What it prints goes to standard error. The set that is given holds, after, the names of attributes that were
+    changed and put back; buffers are not among them, for those may change.
+    """
     import torch
 
-    buffers = dict(module.named_buffers())
-    kept = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+    changed: set[str] = set()
+    parts = [(name, part, _state(part)) for name, part in module.named_modules()]
     try:
-        with torch.no_grad():
-            yield
+        with kept_buffers(module), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+            yield changed
+    finally:
+        for name, part, before in parts:
+            changed.update(f"{name}.{key}" if name else key for key in _put_back(part, before))
+
+
+@contextlib.contextmanager
+def kept_buffers(module: torch.nn.Module) -> Iterator[None]:
+    """The buffers of `module` are after what they were before: the same tensors with the same values."""
+    import torch
+
+    buffers = [(part, dict(part._buffers)) for part in module.modules()]
+    values = {id(buffer): (buffer, buffer.detach().clone()) for _, held in buffers for buffer in held.values() if buffer is not None}
+    try:
+        yield
     finally:
         with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in kept and buffer is buffers[name]:
-                    buffer.copy_(kept[name])
+            for part, held in buffers:
+                part._buffers.update(held)
+            for buffer, value in values.values():
+                if not _identical(buffer, value):  # one that did not change may be memory that cannot be written
+                    buffer.copy_(value)
+
+
+def _state(part: torch.nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The plain attributes of a module, each with a copy of what it holds where it is a list, a dict or a set."""
+    return {
+        key: (value, value.copy() if type(value) in (list, dict, set) else None)
+        for key, value in vars(part).items()
+        if key not in ("_parameters", "_buffers", "_modules")
+    }
+
+
+def _put_back(part: torch.nn.Module, before: dict[str, tuple[Any, Any]]) -> list[str]:
+    """Gives a module its attributes back; returns the names of those that had changed."""
+    changed = []
+    attributes = vars(part)
+    for key in [key for key in attributes if key not in before and key not in ("_parameters", "_buffers", "_modules")]:
+        del attributes[key]
+        changed.append(key)
+    for key, (value, held) in before.items():
+        same = attributes.get(key) is value
+        if held is not None and not (len(held) == len(value) and _same_elements(value, held)):
+            same = False
+            if isinstance(value, list):
+                value[:] = held
+            else:
+                value.clear()
+                value.update(held)
+        if not same:
+            attributes[key] = value
+            changed.append(key)
+    return changed
+
+
+def _identical(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    return torch.equal(one, other) or (one.is_floating_point() and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all()))
+
+
+def _same_elements(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(one[key] is other[key] for key in one)
+    if isinstance(one, set):
+        return one == other
+    return all(a is b for a, b in zip(one, other, strict=True))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphopt.programs.torch_side import forget_dispatch, quiet
+from graphopt.programs.torch_side import forget_dispatch, preserved, quiet
 
 if TYPE_CHECKING:
     import sympy
@@ -31,23 +31,37 @@ class Axis:
     size: sympy.Expr
 
 
-def export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> ExportedProgram:
-    """`torch.export.export` without gradients, and quietly; a second time by strict tracing where that is what helps.
+def export(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any, *, strict: bool = False
+) -> ExportedProgram:
+    """`torch.export.export`, without gradients and quietly. The module stays as it is.
+
+    Raises:
+        ExportError: it failed; the cause is why.
+    """
+    import torch
+
+    forget_dispatch()
+    try:
+        with preserved(module), quiet():
+            return torch.export.export(module, args, dict(kwargs), dynamic_shapes=shapes, strict=strict)
+    except Exception as error:  # torch raises many kinds, and whatever the module's own code raises
+        raise ExportError from error
+
+
+def export_either_way(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> ExportedProgram:
+    """Export; by strict tracing, which reads Python's bytecode and so gets through numpy and the like, where that alone helps.
 
     Raises:
         ExportError: neither helps; the cause is why the first failed.
     """
-    import torch
-
-    failure: Exception | None = None
-    for strict in (False, True):
-        forget_dispatch()
+    try:
+        return export(module, args, kwargs, shapes)
+    except ExportError as failure:
         try:
-            with torch.no_grad(), quiet():
-                return torch.export.export(module, args, dict(kwargs), dynamic_shapes=shapes, strict=strict)
-        except Exception as error:  # torch raises many kinds, and whatever the module's own code raises
-            failure = failure or error
-    raise ExportError from failure
+            return export(module, args, kwargs, shapes, strict=True)
+        except ExportError:
+            raise failure from failure.__cause__
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:

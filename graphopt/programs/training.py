@@ -24,7 +24,13 @@ _RANDOM_WORDS = "draws random numbers, so no two answers are the same and none c
 
 
 def training_module(module: torch.nn.Module) -> str | None:
-    """The name of the first part of `module` that is in training mode; "" is the module itself, None: there is none."""
+    """The name of the first part of `module` that is in training mode; "" is the module itself, None: there is none.
+
+    The module of an exported program says that it is in training mode whatever was exported, and cannot be switched;
+    what it does is seen in its graph.
+    """
+    if "train" in vars(module):
+        return None
     return next((name for name, part in module.named_modules() if part.training), None)
 
 
