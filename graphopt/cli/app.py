@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphopt.cli import bench, bisect, diff, inspect, new_pass, passes, run, verify
+from graphopt.cli import bench, bisect, convert, diff, inspect, new_pass, passes, run, verify
 
 _app = typer.Typer(
     name="graphopt", add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -36,6 +36,7 @@ for _name, _function in (
     ("run", run.run),
     ("passes", passes.passes),
     ("inspect", inspect.inspect),
+    ("convert", convert.convert),
     ("verify", verify.verify),
     ("bench", bench.bench),
     ("bisect", bisect.bisect),

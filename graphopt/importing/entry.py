@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,7 @@ def to_torch(model: str | os.PathLike | Model | ir.Model) -> torch.fx.GraphModul
         InputError: torch is not installed, the model cannot be read, or it holds operators that cannot be imported,
             all of which are listed.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise InputError(_NEEDS_TORCH) from None
+    require_torch()
     from graphopt.importing.build import build
 
     if isinstance(model, ir.Model):
@@ -40,3 +38,9 @@ def to_torch(model: str | os.PathLike | Model | ir.Model) -> torch.fx.GraphModul
     if isinstance(model, Model):
         return build(model.graph.clone(), str(model.path or "the model"))
     return build(load_model(model).graph, str(model))
+
+
+def require_torch() -> None:
+    """Raises InputError, saying what to install, where torch is missing."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(_NEEDS_TORCH)

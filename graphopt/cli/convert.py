@@ -1,0 +1,132 @@
+"""`graphopt convert`: an ONNX model as a program of torch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphopt.cli import options as o
+from graphopt.cli.output import check_target, only_result, print_json, print_text
+from graphopt.errors import OptionError
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+    from graphopt.programs.convert import Converted
+
+
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.pt2", help="Where the program goes.", show_default=False)],
+    samples: o.Samples = None,
+    tolerance: o.Tolerance = None,
+    shape: o.Shape = None,
+    threads: o.Threads = 0,
+    seed: o.Seed = 0,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> int:
+    """Turn an ONNX model into a program of torch (.pt2), verified against ONNX Runtime.
+
+    Exit code 0: written and verified; 1: written, but nothing was proved, or not written because it differs.
+    """
+    from graphopt.cli.sampling import find_samples
+    from graphopt.formats import load_model
+    from graphopt.importing.entry import require_torch
+    from graphopt.programs.convert import convert as make
+    from graphopt.programs.emit import to_pt2
+    from graphopt.reporting.progress import Progress
+    from graphopt.verification import Reference
+
+    if output.suffix != ".pt2":
+        raise OptionError(f"{output}: convert writes programs of torch, whose names end in .pt2")
+    require_torch()
+    check_target(output)
+    shapes = o.shapes_of(shape or ())
+    o.finite(tolerance, "--tolerance")
+    o.existing(samples, "samples file or folder")
+    seconds: dict[str, float] = {}
+    written = None
+    with only_result(json):
+        progress = Progress(quiet=quiet)
+        original = load_model(model, shapes=shapes or None)
+        reference = Reference(model, threads=threads, seed=seed)
+        with progress.stage("finding samples"), _timed(seconds, "samples"):
+            inputs, warnings = find_samples(original, reference, samples, shapes, seed)
+        with progress.stage("converting and verifying"), _timed(seconds, "convert"):
+            found = make(original, reference, inputs, tolerance=tolerance)
+        reference.close()
+        if found.verification is not None and found.verification.verdict != "different":
+            with progress.stage("writing"), _timed(seconds, "save"):
+                written = to_pt2(found.captured.program, output, source=model)
+    found.notes += warnings
+    result = _result(original, found, written, seconds)
+    if json:
+        print_json(result)
+    elif not quiet:
+        print_text(_text(result))
+    return 0 if found.same and written else 1
+
+
+class _timed:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = time.perf_counter() - self.start
+
+
+def _result(model: Model, found: Converted, written: Path | None, seconds: dict[str, float]) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from graphopt.model import count_nodes
+
+    captured = found.captured
+    parameters = dict(found.module.named_parameters())
+    assert found.verification is not None
+    return {
+        "version": version("graphopt"),
+        "model": {
+            "path": str(model.path),
+            "kind": model.kind,
+            "opset": model.graph.opset_imports.get(""),
+            "nodes": count_nodes(model.graph),
+        },
+        "output": str(written) if written is not None else None,
+        "program": {
+            "nodes": sum(n.op == "call_function" for n in captured.program.graph.nodes),
+            "parameters": sum(p.numel() for p in parameters.values()),
+            "inputs": list(captured.inputs),
+            "outputs": list(captured.outputs),
+        },
+        "dynamic": {name: list(bounds) for name, bounds in captured.ranges.items()},
+        "fixed": found.fixed,
+        "tensors": found.tensors,
+        "verification": found.verification.to_dict(),
+        "notes": list(found.notes),
+        "seconds": seconds,
+    }
+
+
+def _text(result: dict[str, Any]) -> str:
+    from graphopt.reporting import words
+
+    program, verification = result["program"], result["verification"]
+    where = result["output"] or "not written: it does not compute what the model computes"
+    lines = [
+        f"{result['model']['path']} -> {where}",
+        f"  {result['model']['nodes']} nodes -> {program['nodes']} calls of torch, {program['parameters']:,} parameters",
+    ]
+    for name, (low, high) in result["dynamic"].items():
+        lines.append(f"  dim '{name}' is dynamic: {low} to {high if high is not None else 'any size'}")
+    for name, size in result["fixed"].items():
+        lines.append(f"  dim '{name}' is fixed at {size}: torch.export takes the program at this size alone")
+    lines.append(f"  {words.verdict(verification)}")
+    lines += [f"  {words.failure(output)}" for output in verification["outputs"] if output["ok"] is False]
+    lines += [f"note: {note}" for note in [*verification["notes"], *result["notes"]]]
+    return "\n".join(lines)
