@@ -139,19 +139,6 @@ def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_ax
     return moved[rows, places].movedim((0, 1), (batch_axis, time_axis))
 
 
-@operator("Trilu", since=14, hosts=True)
-def trilu(x: Any, k: Any = None, *, upper: int = 1) -> Tensor:
-    """Spelled out as a mask where the diagonal is not known before the model runs."""
-    x = as_tensor(x)
-    diagonal = 0 if k is None else number(k)
-    if x.dtype == torch.bool or not isinstance(diagonal, int):
-        rows = torch.arange(x.shape[-2], device=x.device)[:, None]
-        columns = torch.arange(x.shape[-1], device=x.device)[None, :]
-        keep = columns - rows >= diagonal if upper else columns - rows <= diagonal
-        return torch.where(keep, x, torch.zeros((), dtype=x.dtype, device=x.device))
-    return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
-
-
 @operator("TfIdfVectorizer", since=9)
 def tf_idf(
     x: Tensor,
