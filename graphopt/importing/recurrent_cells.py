@@ -22,6 +22,8 @@ _DEFAULTS = {
     "elu": (1.0, 0.0),
 }
 
+ACTIVATIONS = frozenset({*_DEFAULTS, "sigmoid", "tanh", "relu", "softsign", "softplus"})
+
 
 def _activation(name: str, alpha: float | None, beta: float | None) -> _Activation:
     name = name.lower()

@@ -42,8 +42,9 @@ def linear_attention(
     q, k, v = (heads_apart(x, n).to(precise) for x, n in ((q, q_num_heads), (k, kv_num_heads), (v, kv_num_heads)))
     factor = scale or 1 / math.sqrt(q.shape[3])
     now = state.to(precise) if state is not None else k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]))
-    kept = torch.exp(heads_apart(decay.to(precise), kv_num_heads)) if decay is not None and update_rule in ("gated", "gated_delta") else None
-    rate = beta.to(precise).transpose(1, 2) if beta is not None and update_rule in ("delta", "gated_delta") else None
+    gated, delta = "gated" in update_rule, "delta" in update_rule
+    kept = torch.exp(heads_apart(decay.to(precise), kv_num_heads)) if gated and decay is not None else None
+    rate = beta.to(precise).transpose(1, 2) if delta and beta is not None else None
     rows = []
     for t in range(q.shape[2]):
         key, value = k[:, :, t, :, None], v[:, :, t, None, :]

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.importing.recurrent_cells import gru_cell, lstm_cell, rnn_cell
+from graphopt.importing.recurrent_cells import ACTIVATIONS, gru_cell, lstm_cell, rnn_cell
 from graphopt.importing.table import operator
 
 _DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
 def _refuse(attributes: dict[str, Any]) -> str | None:
-    known = {"sigmoid", "tanh", "relu", "affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu", "softsign", "softplus"}
-    odd = [a for a in attributes.get("activations", ()) if a.lower() not in known]
+    odd = [a for a in attributes.get("activations", ()) if a.lower() not in ACTIVATIONS]
     if odd:
         return f"its activation '{odd[0]}' is not known"
     if attributes.get("direction", "forward") not in ("forward", "reverse", "bidirectional"):

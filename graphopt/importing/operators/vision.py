@@ -14,7 +14,12 @@ from graphopt.importing.values import NotImportable, as_tensor, number, sizes
 _GRID_MODES = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "bicubic": "bicubic", "cubic": "bicubic"}
 
 
-@operator("GridSample", since=16, refuse=lambda a: None if a.get("mode", "linear") in _GRID_MODES else f"its mode '{a['mode']}' is not known")
+def _refuse_grid(attributes: dict[str, Any]) -> str | None:
+    mode = attributes.get("mode", "linear")
+    return None if mode in _GRID_MODES else f"its mode '{mode}' is not known"
+
+
+@operator("GridSample", since=16, refuse=_refuse_grid)
 def grid_sample(x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros") -> Tensor:
     return functional.grid_sample(x, grid.to(x.dtype), _GRID_MODES[mode], padding_mode, bool(align_corners))
 
