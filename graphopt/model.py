@@ -9,6 +9,8 @@ Keys in ``meta`` that the engine and the formats agree on (``meta`` never reache
     The type and shape of this value were worked out by shape inference. They are not written.
 ``value.meta["graphopt.declared"] = (type, shape)``
     What the file declared for this value, where inference replaced it. This is what is written.
+``value.meta["graphopt.kept"] = {axis: mask}``
+    What is left of this value of what it was when the model was loaded, where channels were cut.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from graphopt.errors import InputError
 
 INFERRED = "graphopt.inferred"
 DECLARED = "graphopt.declared"
+KEPT = "graphopt.kept"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.model import DECLARED, INFERRED
+from graphopt.model import DECLARED, INFERRED, KEPT
 from graphopt.rewriting import Context, constant_array, use_count
 
 from .channels import Places
@@ -27,6 +27,7 @@ def cut(context: Context, places: Places, gone: Callable[[int], bool]) -> int:
     depthwise = [n for n in context.index.of_types(("Conv",)) if n.inputs[1] in kept and is_depthwise(n)]
     saved = 0
     for value, axes in kept.items():
+        _remember(value, axes)
         if value.is_initializer():
             saved += _cut_weight(value, axes)
         elif value.shape is not None:
@@ -48,6 +49,19 @@ def cut(context: Context, places: Places, gone: Callable[[int], bool]) -> int:
             _state_sizes(context, places, node, kept)
     context.invalidate(shapes=True)
     return saved
+
+
+def _remember(value: ir.Value, axes: dict[int, np.ndarray]) -> None:
+    """Note what is left of a value, over what there was when the model was loaded."""
+    known: dict[int, np.ndarray] = value.meta.setdefault(KEPT, {})
+    for axis, keep in axes.items():
+        whole = known.get(axis)
+        if whole is None:
+            known[axis] = keep
+        else:
+            left = whole.copy()
+            left[np.flatnonzero(whole)] = keep
+            known[axis] = left
 
 
 def _cut_weight(value: ir.Value, axes: dict[int, np.ndarray]) -> int:
