@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.calibration import Calibration
     from graphopt.pipeline.bisect import Culprit
     from graphopt.pipeline.runner import Candidate, PassRun
     from graphopt.reporting import PassRecord, Report
@@ -26,6 +27,7 @@ class Findings:
         unreached: something that was asked for could not be had.
         verification, speed, quality, session, baked: as in the report.
         alternatives: what other presets would gain.
+        calibration: what passes calibrated on; None where none does.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Findings:
     session: dict[str, Any] | None = None
     baked: dict[str, Any] | None = None
     alternatives: list[Alternative] = field(default_factory=list)
+    calibration: Calibration | None = None
 
     def unverified(self, why: str) -> None:
         """Nothing could be proved."""
@@ -93,17 +96,26 @@ class Findings:
             speed=self.speed,
             quality=self.quality,
             seconds=seconds,
-            notes=[*candidate.notes, *self.notes, *_larger(before, after, self.speed)],
+            notes=[*candidate.notes, *self.notes, *self._calibrated(), *_larger(before, after, self.speed)],
             warnings=self.warnings,
             extra={
                 "preset": preset,
                 "choices": [choice.to_dict() for choice in self.choices],
                 "session": self.session,
                 "baked": self.baked,
+                "calibration": None if self.calibration is None else self.calibration.to_dict(),
                 "alternatives": [other.to_dict() for other in self.alternatives],
                 "provenance": provenance,
             },
         )
+
+    def _calibrated(self) -> list[str]:
+        """On what passes calibrated, where any did."""
+        if self.calibration is None or not self.calibration.calibrated:
+            return []
+        ours, aside = len(self.calibration.source), len(self.calibration.evaluation)
+        split = f", drawn with seed {self.calibration.seed}; {aside:,} others are set aside to evaluate on" if aside else ""
+        return [f"calibrated on {ours:,} samples of {self.calibration.source.description}{split}"]
 
     def _record(self, run: PassRun) -> PassRecord:
         from graphopt.reporting import PassRecord, Refusal

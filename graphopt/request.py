@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError, OptionError, OutputError
 from graphopt.pipeline.presets import Pipeline, build_pipeline, preset_names
@@ -13,7 +13,11 @@ from graphopt.pipeline.registry import Registry
 from graphopt.runtime import short_name
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.calibration import Calibration
     from graphopt.model import Model
+    from graphopt.verification import Reference
 
 VERIFY = ("off", "end", "each")
 
@@ -33,6 +37,8 @@ class Request:
         threads: of the runtime; 0: all usable cores.
         shapes: input -> dimensions to fix.
         samples: `.npz` or folder of them; None: synthesized.
+        calibration: what passes that calibrate do so on: a file, a folder, "MODULE:FUNCTION" or "FILE.py:FUNCTION"; None: guessed.
+        preprocess: what makes an input of an image: options or a TOML file (see `graphopt.calibration.images`).
         verify: "off", "end" (the result), or "each" (after every pass).
         bench: whether speed is measured, and a slower result dropped.
         tune: where speed is measured, whether settings of the session are searched under which the result is faster still.
@@ -55,6 +61,8 @@ class Request:
     threads: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     samples: Path | None = None
+    calibration: str | None = None
+    preprocess: str | None = None
     verify: str = "end"
     bench: bool = True
     tune: bool = True
@@ -78,7 +86,7 @@ def plan(request: Request) -> tuple[Registry, Pipeline]:
     """The passes that are installed or plugged in, and the pipeline that the request asks for.
 
     Raises:
-        PluginError, OptionError: as the registry and the presets do.
+        PluginError, OptionError: as the registry and the presets do; a calibration that no pass would use.
     """
     registry = Registry.discover()
     for plugin in request.plugins:
@@ -91,6 +99,10 @@ def plan(request: Request) -> tuple[Registry, Pipeline]:
         options=request.options,
         provider=short_name(request.provider),
     )
+    if request.calibration is not None and not any(step.calibrates for step in pipeline.steps):
+        raise OptionError(
+            f"calibration {request.calibration}: none of the passes of the pipeline ({pipeline.name}) uses calibration samples"
+        )
     return registry, pipeline
 
 
@@ -131,6 +143,20 @@ def load(request: Request) -> Model:
     return model
 
 
+def calibration_of(request: Request, model: ir.Model, reference: Reference, **options: Any) -> Calibration:
+    """The samples to calibrate on; made up where none are given.
+
+    Raises:
+        CalibrationError, OptionError: as the calibration does.
+    """
+    from graphopt.calibration import Calibration
+
+    options |= {"seed": request.seed, "threads": request.threads, "provider": request.provider}
+    if request.calibration is None:
+        return Calibration.guess(model, reference.run, shapes=request.shapes or None, **options)
+    return Calibration.open(request.calibration, model, preprocessing=request.preprocess, run=reference.run, **options)
+
+
 def check(request: Request) -> None:
     """Turn down before any work what cannot end well.
 
@@ -138,6 +164,7 @@ def check(request: Request) -> None:
         GraphoptError: of the kind that fits.
     """
     from graphopt import runtime
+    from graphopt.calibration.sources import check_place
     from graphopt.metric import load_metric
     from graphopt.sessions import check_settings_path
 
@@ -150,6 +177,10 @@ def check(request: Request) -> None:
     if request.metric is not None:
         load_metric(request.metric)
     runtime.resolve_provider(request.provider)
+    if request.preprocess is not None and request.calibration is None:
+        raise OptionError("a preprocessing is for the images of a calibration, and none is given")
+    if request.calibration is not None:
+        check_place(request.calibration)
     if not request.model.exists():
         raise InputError(f"{request.model}: no such file")
     destination = request.destination

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt import runtime
 from graphopt.errors import GraphoptError
 from graphopt.findings import Findings
-from graphopt.request import Request, alternatives, check, load, plan
+from graphopt.request import Request, alternatives, calibration_of, check, load, plan
 from graphopt.settings import Settings
 from graphopt.workbench import Stages, Workbench, work_folder
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from graphopt.steering.tuning import Tuned
 
 _SECONDS = 15.0  # for the speed of a baked result
+_EVALUATED = 16  # calibration samples set aside that are verified on, at most
 _BAKED_SECONDS = 6.0  # for it beside the result that was baked
 
 
@@ -79,6 +82,9 @@ class _Run:
             if request.verify != "off":
                 with stage("verify", "finding samples"):
                     self._find_samples()
+            if self._calibrates():
+                with stage("passes", "finding calibration samples"):
+                    self._find_calibration(work)
             candidate = self.bench.build(self._unmeasured())
             if request.verify != "off" and self.bench.samples:
                 with stage("verify", "verifying"):
@@ -150,6 +156,26 @@ class _Run:
         bench.samples = found.samples
         if found.failure:
             self.found.unverified(found.failure)
+
+    def _calibrates(self) -> bool:
+        return any(step.calibrates for pipeline in (self.pipeline, *self.others) for step in pipeline.steps)
+
+    def _find_calibration(self, folder: Path) -> None:
+        """Calibration samples for the passes; where nobody gave others, those set aside of them are what is verified on."""
+        from graphopt.verification import Reference
+
+        request, bench = self.request, self.bench
+        reference = bench.reference or Reference(request.model, threads=request.threads, provider=request.provider, seed=request.seed)
+        calibration = calibration_of(request, bench.loaded.graph, reference, folder=folder, shown=self.stages.within)
+        reference.close()
+        if request.samples is None and request.verify != "off" and len(calibration.evaluation):
+            bench.samples = list(itertools.islice(calibration.evaluation, _EVALUATED))
+            if self.found.verification is not None:  # none could be synthesized, but none are needed
+                self.found.verification = None
+                self.found.warnings = [w for w in self.found.warnings if not w.startswith("not verified")]
+        bench.tools = replace(bench.tools, calibration=calibration)
+        self.found.warnings.extend(calibration.warnings())
+        self.found.calibration = calibration
 
     def _verified(self, candidate: Candidate) -> Candidate:
         """The candidate if it verifies, else the best one without what made it differ."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import runtime
 from graphopt.errors import OutputError
+from graphopt.measurement.target import detect
 from graphopt.rewriting.base import Effect
+from graphopt.rewriting.context import Tools
 from graphopt.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,6 +61,23 @@ class Stages:
         # This process loads every core at the most.
         return not hasattr(os, "getloadavg") or os.getloadavg()[0] <= runtime.usable_cores() + 1
 
+    @contextlib.contextmanager
+    def within(self, label: str) -> Iterator[Any]:
+        """Something long inside the stage at hand: it is what is shown until it is over."""
+        stage = self._shown
+        if stage is None:
+            with self.progress.stage(label) as stage:
+                yield stage
+            return
+        name, done, total = stage.name, stage.done, stage.total
+        stage.describe(label)
+        try:
+            yield stage
+        finally:
+            stage.describe(name)
+            stage(done)
+            stage.total = total
+
     def tell(self, text: str) -> None:
         """Say what the stage at hand is about."""
         if self._shown is not None:
@@ -70,6 +89,7 @@ class Workbench:
 
     Attributes:
         samples: inputs to verify and time on; empty until they are found.
+        tools: what passes may use beyond the model.
         reference: the original as verification sees it.
         compare_seconds: what the last comparison took.
         folder: where candidates are written.
@@ -82,6 +102,7 @@ class Workbench:
         self.stages = stages
         self.folder = folder
         self.samples: list[Sample] = []
+        self.tools = Tools(target=detect(request.provider, request.threads))
         self.reference: Reference | None = None
         self.compare_seconds = 0.0
         self._first: Model | None = loaded
@@ -96,7 +117,7 @@ class Workbench:
         from graphopt.pipeline.runner import run_pipeline
 
         with self.stages.stage("passes", "running passes") as stage:
-            return run_pipeline(self._fresh, pipeline or self.pipeline, hold=hold, observers=[_Show(stage)])
+            return run_pipeline(self._fresh, pipeline or self.pipeline, hold=hold, observers=[_Show(stage)], tools=self.tools)
 
     def _fresh(self) -> Model:
         first, self._first = self._first, None

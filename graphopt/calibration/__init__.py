@@ -7,6 +7,7 @@ low, high = statistics["conv1_output"].range("percentile")
 
 from graphopt.calibration.collect import calibrate
 from graphopt.calibration.observers import METHODS, Statistics
+from graphopt.calibration.service import Calibration
 from graphopt.calibration.sources import Given, Source, open_source, split
 
-__all__ = ["METHODS", "Given", "Source", "Statistics", "calibrate", "open_source", "split"]
+__all__ = ["METHODS", "Calibration", "Given", "Source", "Statistics", "calibrate", "open_source", "split"]

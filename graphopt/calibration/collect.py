@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from graphopt.calibration.observers import METHODS, PLAIN, Observer, Statistics
 from graphopt.calibration.sources import Source
 from graphopt.errors import CalibrationError, GraphoptError
 from graphopt.formats import Tapped
-from graphopt.reporting.progress import Progress
+from graphopt.reporting.progress import Progress, Stage
 
 #: Bytes of activations that are held at a time, about. One tensor that is larger alone is read all the same.
 LIMIT = 32 << 20
+
+#: Begins a stage of progress, such as `Progress.stage`.
+Shown = Callable[[str], AbstractContextManager[Stage]]
 
 _READ = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 
@@ -41,7 +45,7 @@ def calibrate(
     limit: int = LIMIT,
     threads: int = 0,
     provider: str = "cpu",
-    progress: Progress | None = None,
+    shown: Shown | None = None,
     folder: Path | None = None,
 ) -> dict[str, Statistics]:
     """Statistics of tensors of the main graph over all samples of a source, by name, in the order asked for.
@@ -53,6 +57,7 @@ def calibrate(
         channels: tensor -> axis, for extremes by channel; these tensors are calibrated too.
         moments: tensors whose E[x x^T] along the last axis is wanted; features squared * 8 bytes each.
         limit: bytes of activations to hold at a time.
+        shown: begins a stage of progress by its name.
         folder: where the weights are written for the runtime to map; None: the system's temporary folder.
 
     Raises:
@@ -70,7 +75,7 @@ def calibrate(
     inner = [name for name, value in values.items() if not value.is_graph_input()]
     if names:
         with tempfile.TemporaryDirectory(prefix="graphopt-calibration-", dir=folder) as work:
-            job = _Job(source, observers, limit, threads, provider, progress or Progress(quiet=True))
+            job = _Job(source, observers, limit, threads, provider, shown or Progress(quiet=True).stage)
             job.carry_out(model, fed, inner, Path(work))
     return {name: observer.statistics for name, observer in observers.items()}
 
@@ -93,12 +98,12 @@ def _find(model: ir.Model, names: list[str]) -> dict[str, ir.Value]:
 
 
 class _Job:
-    def __init__(self, source: Source, observers: Mapping[str, Observer], limit: int, threads: int, provider: str, progress: Progress):
+    def __init__(self, source: Source, observers: Mapping[str, Observer], limit: int, threads: int, provider: str, shown: Shown):
         self.source, self.observers, self.limit = source, observers, limit
-        self.threads, self.provider, self.progress = threads, provider, progress
+        self.threads, self.provider, self.shown = threads, provider, shown
 
     def carry_out(self, model: ir.Model, fed: list[str], inner: list[str], folder: Path) -> None:
-        with self.progress.stage("calibrating") as stage:
+        with self.shown("calibrating") as stage:
             self.stage = stage
             if not inner:
                 self._pass(fed, None, 0)

@@ -216,15 +216,19 @@ def open_source(
             raise CalibrationError("these calibration samples can be gone through only once; give a function that returns them")
         named = getattr(what, "__name__", type(what).__name__)
         return Called(what if callable(what) else lambda: what, f"calibration samples of {named}", model)
+    check_place(what)
     path = Path(what)
     if path.is_dir():
         return _folder(path, model, preprocessing)
     if path.is_file():
         return _of_files(path, [path], model, preprocessing)
-    if ":" in str(what) and not path.exists():
-        found = load_function(str(what), "calibration")
-        return Called(found, f"calibration {what}", model)
-    raise CalibrationError(f"{path}: no such calibration file or folder")
+    return Called(load_function(str(what), "calibration"), f"calibration {what}", model)
+
+
+def check_place(what: str | Path) -> None:
+    """Raises CalibrationError where there is nothing under that name, and it is none of a function's."""
+    if not Path(what).exists() and ":" not in str(what):
+        raise CalibrationError(f"{what}: no such calibration file or folder")
 
 
 def _folder(path: Path, model: ir.Model, preprocessing: str | None) -> Source:

@@ -28,6 +28,8 @@ def bisect(
     threads: o.Threads = 0,
     shape: o.Shape = None,
     samples: o.Samples = None,
+    calibration: o.Calibration = None,
+    preprocess: o.Preprocess = None,
     tolerance: o.Tolerance = None,
     budget: o.Budget = None,
     seed: o.Seed = 0,
@@ -49,6 +51,8 @@ def bisect(
         threads=threads,
         shapes=o.shapes_of(shape or ()),
         samples=samples,
+        calibration=calibration,
+        preprocess=preprocess,
         tolerance=o.finite(tolerance, "--tolerance"),
         budget=o.finite(budget, "--budget"),
         seed=seed,
@@ -68,9 +72,11 @@ def bisect(
 def _search(request: Request, progress: Any) -> dict[str, Any]:
     from graphopt import runtime
     from graphopt.cli.sampling import find_samples
+    from graphopt.measurement import detect
     from graphopt.pipeline.bisect import without_culprits
     from graphopt.pipeline.runner import Hold, run_pipeline
-    from graphopt.request import load, plan
+    from graphopt.request import calibration_of, load, plan
+    from graphopt.rewriting.context import Tools
     from graphopt.verification import Reference
 
     _, pipeline = plan(request)
@@ -80,8 +86,14 @@ def _search(request: Request, progress: Any) -> dict[str, Any]:
     with progress.stage("finding samples"):
         inputs, warnings = find_samples(model, reference, request.samples, request.shapes, request.seed)
 
+    tools = Tools(target=detect(request.provider, request.threads))
+    if any(step.calibrates for step in pipeline.steps):
+        calibration = calibration_of(request, model.graph, reference)
+        tools = Tools(calibration, tools.target)
+        warnings += calibration.warnings()
+
     def build(hold: Hold) -> Candidate:
-        return run_pipeline(model.fresh, pipeline, hold=hold)
+        return run_pipeline(model.fresh, pipeline, hold=hold, tools=tools)
 
     with progress.stage("bisecting"), tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         judge = _Judge(request, reference, inputs, Path(folder))

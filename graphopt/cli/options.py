@@ -42,6 +42,20 @@ Samples = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz|DIR", help="Inputs to verify and time on; synthesized without it.", rich_help_panel=_CHECK),
 ]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|DIR|MODULE:FUNCTION",
+        help="Inputs for passes that calibrate: .npz, .npy, images, or a function that gives them.",
+        rich_help_panel=_PIPELINE,
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.toml|KEY=VALUE;..", help="What makes an input of an image of --calibration.", rich_help_panel=_PIPELINE
+    ),
+]
 Tolerance = Annotated[
     float | None, typer.Option(min=0, metavar="X", help="Relative tolerance of float outputs.", rich_help_panel=_CHECK)
 ]

@@ -46,9 +46,8 @@ def run(
             metavar="MODULE:FUNCTION", help="Your own measure of quality; FILE.py:FUNCTION works too.", rich_help_panel="Verification"
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz|DIR", help="Inputs for passes that calibrate.", rich_help_panel="The pipeline")
-    ] = None,
+    calibration: o.Calibration = None,
+    preprocess: o.Preprocess = None,
     seed: o.Seed = 0,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Do not measure speed.", rich_help_panel="Verification")] = False,
     tune: Annotated[
@@ -94,6 +93,8 @@ def run(
         threads=threads,
         shapes=o.shapes_of(shape or ()),
         samples=samples,
+        calibration=calibration,
+        preprocess=preprocess,
         verify=verify,
         bench=not no_bench,
         tune=tune,
@@ -106,7 +107,7 @@ def run(
         in_place=in_place,
     )
     with only_result(json):
-        _check(request, list(report or ()), list(explain or ()), calibration)
+        _check(request, list(report or ()), list(explain or ()))
         result = optimize(request, progress=Progress(quiet=quiet))
         if explain:
             result.report.extra["applications"] = [
@@ -130,7 +131,7 @@ def run(
     return result.exit_code
 
 
-def _check(request: Request, reports: list[Path], explain: list[str], calibration: Path | None) -> None:
+def _check(request: Request, reports: list[Path], explain: list[str]) -> None:
     """Turn down what can be known to fail before any work is done, as far as `optimize` does not do so itself."""
     o.existing(request.model, "file")
     o.existing(request.samples, "samples file or folder")
@@ -141,7 +142,7 @@ def _check(request: Request, reports: list[Path], explain: list[str], calibratio
         check_target(path)
         if path.resolve() in (request.model.resolve(), request.destination.resolve()):
             raise OutputError(f"{path}: is the model, not a place for a report")
-    if explain or calibration is not None:
+    if explain:
         from graphopt.request import plan
 
         _, pipeline = plan(request)
@@ -149,9 +150,6 @@ def _check(request: Request, reports: list[Path], explain: list[str], calibratio
         for name in explain:
             if name not in steps:
                 raise OptionError(f"--explain {name}: the pipeline ({pipeline.name}) does not run that pass")
-        if calibration is not None:
-            o.existing(calibration, "calibration file or folder")
-            raise OptionError(f"--calibration: none of the passes of the pipeline ({pipeline.name}) uses calibration samples")
 
 
 def _rendered(result: Result, path: Path) -> str:

@@ -12,9 +12,10 @@ from graphopt.formats._carried import keep_contract
 from graphopt.formats._files import write_text
 from graphopt.formats._inputs import fix_initializers, fix_shapes
 from graphopt.formats._tapped import Tapped
+from graphopt.formats.onnx import digest
 from graphopt.model import Model
 
-__all__ = ["Tapped", "fix_initializers", "fix_shapes", "keep_contract", "load_model", "save_model", "write_text"]
+__all__ = ["Tapped", "digest", "fix_initializers", "fix_shapes", "keep_contract", "load_model", "save_model", "write_text"]
 
 #: File names of models in other formats, with the words for them in a message.
 _OTHER = {

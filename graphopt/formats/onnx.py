@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from graphopt.formats._tensors import SparseTensor, kind_of, nbytes_of
 from graphopt.formats._writing import Writer, size_of
 from graphopt.model import DECLARED, Model, file_stamp, iter_graphs
 
-__all__ = ["fix_initializers", "fix_shapes", "load", "looks_like_onnx", "save", "to_bytes"]
+__all__ = ["digest", "fix_initializers", "fix_shapes", "load", "looks_like_onnx", "save", "to_bytes"]
 
 #: protobuf's limit for a message is 2**31 - 1 bytes; the margin is for tools that wrap the message once more.
 _LIMIT = 2**31 - (1 << 20)
@@ -165,6 +166,15 @@ def to_bytes(graph: ir.Model) -> bytes:
             raise OutputError("the model is larger than the 2 GB that fit into one ONNX file")
         pieces = Writer(graph, {}).pieces()
         return b"".join(piece if isinstance(piece, bytes) else piece.tobytes() for piece in pieces)
+
+
+def digest(graph: ir.Model) -> bytes:
+    """A hash of the bytes that `to_bytes` would give, of models that are larger than these may be, too. Reads all weights."""
+    with _reading.paused_gc():
+        made = hashlib.blake2b()
+        for piece in Writer(graph, {}).pieces():
+            made.update(piece if isinstance(piece, bytes) else piece.tobytes())
+        return made.digest()
 
 
 def looks_like_onnx(path: os.PathLike | str) -> bool:

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from graphopt.errors import CalibrationError
 from graphopt.model import Model
 from graphopt.pipeline.presets import Pipeline
 from graphopt.rewriting.base import Pass
 from graphopt.rewriting.changes import ChangeLog, Refusal
-from graphopt.rewriting.context import Context
+from graphopt.rewriting.context import Context, Tools
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,12 @@ def collector_off() -> Iterator[None]:
 
 
 def run_pipeline(
-    load: Callable[[], Model], pipeline: Pipeline, *, hold: Hold | None = None, observers: Sequence[Observer] = ()
+    load: Callable[[], Model],
+    pipeline: Pipeline,
+    *,
+    hold: Hold | None = None,
+    observers: Sequence[Observer] = (),
+    tools: Tools | None = None,
 ) -> Candidate:
     """Run a pipeline over the model that `load` gives; a pass that raises is left out, and the run done again.
 
@@ -129,13 +135,17 @@ def run_pipeline(
         pipeline: the passes.
         hold: what must not be done.
         observers: told of each pass.
+        tools: what the passes may use beyond the model.
+
+    Raises:
+        CalibrationError: calibration samples are at fault; no pass is to blame for them.
     """
     hold = hold or Hold()
     failed: dict[str, str] = {}
     while True:
         kept = Hold(hold.passes | failed.keys(), hold.applications, hold.limit)
         try:
-            candidate = _run(load(), pipeline, kept, observers)
+            candidate = _run(load(), pipeline, kept, observers, tools or Tools())
         except PassFailed as failure:
             failed[failure.name] = _one_line(failure.error)
             continue
@@ -148,8 +158,8 @@ def run_pipeline(
         return candidate
 
 
-def _run(model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer]) -> Candidate:
-    run = _Run(model, pipeline, hold, observers)
+def _run(model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer], tools: Tools) -> Candidate:
+    run = _Run(model, pipeline, hold, observers, tools)
     with collector_off():
         first = 0
         for stage in pipeline.stages:
@@ -185,7 +195,7 @@ def _kind(model: Model) -> _Kind:
 class _Run:
     """One pass over the pipeline, as far as it has come."""
 
-    def __init__(self, model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer]) -> None:
+    def __init__(self, model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer], tools: Tools) -> None:
         self.model = model
         self.steps = pipeline.steps
         self.hold = hold
@@ -194,6 +204,8 @@ class _Run:
         self.applications: list[Application] = []
         self.kind = _kind(model)
         self.context = self.kind.context(model.graph)
+        if isinstance(self.context, Context):
+            self.context.tools = tools
         self.held: list[set[Any]] = [set() for _ in self.steps]
         self.seen = [False] * len(self.steps)
         self.asked = 0
@@ -207,6 +219,8 @@ class _Run:
             record.nodes_before = record.nodes_after = self.nodes
         if step.name in self.hold.passes or self.model.kind not in step.kinds:
             return False
+        if step.calibrates and self.hold.limit is not None and self.asked >= self.hold.limit:
+            return False  # nothing that it asks for would be allowed: a bisection need not calibrate to find that out
         for observer in self.observers:
             observer.before(step, i, len(self.steps))
         base = self.asked
@@ -215,6 +229,8 @@ class _Run:
         self.context = self.kind.context(self.model.graph, log, self.context)
         try:
             self.kind.carry_out(step, self.context)
+        except CalibrationError:
+            raise
         except Exception as error:
             raise PassFailed(step.name, error) from error
         record.seconds += time.perf_counter() - started

@@ -136,6 +136,7 @@ class Pass:
         providers: short names of the execution providers that it pays on ("cpu"); a preset leaves it out on others.
             Empty: all.
         measured: it can lose on some targets: a run that measures speed keeps it or undoes it by what it measures.
+        calibrates: it asks for statistics of values on calibration samples (`context.calibrate`).
         unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
     """
 
@@ -144,6 +145,7 @@ class Pass:
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     providers: ClassVar[frozenset[str]] = frozenset()
     measured: ClassVar[bool] = False
+    calibrates: ClassVar[bool] = False
     unmeasured: ClassVar[str] = "keep"
 
     @classmethod

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.errors import CalibrationError
 from graphopt.rewriting.changes import ChangeLog
 from graphopt.rewriting.constants import constant_tensor
 from graphopt.rewriting.pattern import ONNX_DOMAINS
 from graphopt.rewriting.shapes import Dim, ShapeAnalysis
+
+if TYPE_CHECKING:
+    from graphopt.calibration import Calibration, Statistics
+    from graphopt.measurement import Target
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run has for its passes beyond the model.
+
+    Attributes:
+        calibration: statistics on the calibration samples; None where the run has none.
+        target: where the result will run; None where nobody said.
+    """
+
+    calibration: Calibration | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +110,13 @@ class Context:
         model: the graph, changed in place.
         log: what the pass applied and refused.
         notes: lines for the report that concern the model rather than a pass.
+        tools: what the run has beyond the model.
     """
 
-    def __init__(self, model: ir.Model, log: ChangeLog | None = None, previous: Context | None = None) -> None:
+    def __init__(
+        self, model: ir.Model, log: ChangeLog | None = None, previous: Context | None = None, tools: Tools | None = None
+    ) -> None:
+        self.tools = tools or (previous.tools if previous is not None else Tools())
         self.model = model
         self.log = log if log is not None else ChangeLog("")
         self._index = previous._index if previous is not None else None
@@ -177,6 +200,28 @@ class Context:
         Constants are left to `constant_array`. The result is int64, of rank 0 or 1.
         """
         return self.shapes.known_value(value)
+
+    def calibrate(
+        self, values: Iterable[ir.Value], *, method: str | None = None, channels: Mapping[ir.Value, int] | None = None,
+        moments: Iterable[ir.Value] = (),
+    ) -> dict[ir.Value, Statistics]:  # fmt: skip
+        """Statistics of float values of the main graph, as it is now, on the calibration samples of the run.
+
+        `method`: the one that ranges are wanted of ("min-max" and "moving-average" are quicker); None: any. `channels`:
+        value -> axis, for extremes by channel. `moments`: values whose E[x x^T] along the last axis is wanted. What was
+        found of the same graph before is not sought again.
+
+        Raises:
+            CalibrationError: the run has no calibration samples, or they do not fit.
+        """
+        if self.tools.calibration is None:
+            raise CalibrationError(f"pass {self.log.name} needs calibration samples, and there are none here")
+        asked = {value.name: value for value in (*values, *(channels or ()), *moments)}
+        found = self.tools.calibration.statistics(
+            self.model, asked, method=method, channels={v.name: axis for v, axis in (channels or {}).items()},
+            moments=[v.name for v in moments],
+        )  # fmt: skip
+        return {asked[name]: statistics for name, statistics in found.items()}
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node: main graph, subgraphs, functions; order is not topological across graphs."""
