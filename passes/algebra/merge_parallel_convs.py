@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, apply, guards, op, option, var
+from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, guards, op, option, var
 
 from . import parallel
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, read
-from .parallel import Branch, Meeting
+from .parallel import Branch
 
 _BLOCK = 16  # channels that the runtime computes at a time, and rounds up to, where vectors hold 16 floats
 _FIXED = 200_000  # multiply-adds in the time that the nodes of a small model take in any case
@@ -46,32 +47,19 @@ class MergeParallelConvs(Rewrite):
     def run(self, context: Context) -> None:
         for nodes in parallel.groups(context, ("Conv",), _key):
             branches = [parallel.with_tail(linear) for linear in parallel.readable(nodes, lambda n: read(n, context), context)]
-            met: set[ir.Node] = set()
-            for meeting in parallel.meetings(branches, _along_channels):
-                met.update(b.linear.node for b in meeting.branches)
-                apply(self, Match(meeting.concat, parallel.nodes_of(meeting.branches, meeting.concat), {"meeting": meeting}), context)
-            rest = [b for b in branches if b.linear.node not in met]
-            if len(rest) > 1:
-                apply(self, Match(rest[0].linear.node, parallel.nodes_of(rest), {"branches": rest}), context)
+            parallel.apply_to(self, branches, _along_channels, context)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
-        if "meeting" in match:
-            meeting: Meeting = match["meeting"]
-            for branch in meeting.branches:
-                branch.linear.guard_growth(self.max_growth_bytes)
-            parallel.state_meeting(meeting, editor, lambda run, like: _merge(run, editor, like))
+        merge = partial(_merge, editor)
+        if parallel.met(match, editor, merge, self.max_growth_bytes):
             return
         branches = self._worthwhile(match["branches"], editor.context)
-        for branch in branches:
-            branch.linear.guard_growth(self.max_growth_bytes)
-        if len({b.tail_key for b in branches}) > 1:
-            branches = [b.without_tail() for b in branches]
-        parallel.state_split(_merge(branches, editor, None), branches, 1, editor, match.root)
+        parallel.split(branches, 1, editor, merge, self.max_growth_bytes)
 
     def _worthwhile(self, branches: list[Branch], context: Context) -> list[Branch]:
         """The branches to merge with a Split behind: all, or those with a part of a block of channels."""
-        partial = [b for b in branches if b.linear.channels % _BLOCK]
-        for chosen in (branches, partial):
+        uneven = [b for b in branches if b.linear.channels % _BLOCK]
+        for chosen in (branches, uneven):
             if len(chosen) < 2:
                 continue
             channels = [b.linear.channels for b in chosen]
@@ -113,7 +101,7 @@ def _along_channels(concat: ir.Node, branch: Branch) -> bool:
     return axis is not None and not axis.is_ref() and axis.value in (1, 1 - rank)
 
 
-def _merge(branches: Sequence[Branch], editor: Editor, like: ir.Value | None) -> ir.Value:
+def _merge(editor: Editor, branches: Sequence[Branch], like: ir.Value | None) -> ir.Value:
     """State the one convolution (and activation) for the branches; its output."""
     linears = [b.linear for b in branches]
     first = linears[0]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, apply, constant_tensor, guards, op, option, var
+from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, option, var
 
 from . import parallel
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, read
-from .parallel import Branch, Meeting
+from .parallel import Branch
 
 
 @dataclass(frozen=True)
@@ -40,32 +41,18 @@ class MergeParallelMatmuls(Rewrite):
             branches = [parallel.with_tail(linear) for linear in parallel.readable(nodes, lambda n: _read(n, context), context)]
             if any(b.linear.node.op_type == "MatMul" and b.linear.add is None for b in branches):
                 branches = [_without_add(b) for b in branches]
-            met: set[ir.Node] = set()
-            for meeting in parallel.meetings(branches, lambda concat, branch: _along_columns(concat, branch, context)):
-                met.update(b.linear.node for b in meeting.branches)
-                apply(self, Match(meeting.concat, parallel.nodes_of(meeting.branches, meeting.concat), {"meeting": meeting}), context)
-            rest = [b for b in branches if b.linear.node not in met]
-            if len(rest) > 1:
-                apply(self, Match(rest[0].linear.node, parallel.nodes_of(rest), {"branches": rest}), context)
+            parallel.apply_to(self, branches, lambda concat, branch: _along_columns(concat, branch, context), context)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
-        if "meeting" in match:
-            meeting: Meeting = match["meeting"]
-            for branch in meeting.branches:
-                branch.linear.guard_growth(self.max_growth_bytes)
-            parallel.state_meeting(meeting, editor, lambda run, like: _merge(run, editor, like))
+        merge = partial(_merge, editor)
+        if parallel.met(match, editor, merge, self.max_growth_bytes):
             return
-        context, node, branches = editor.context, match.root, match["branches"]
-        dims = context.static_dims(node.outputs[0])
+        dims = editor.context.static_dims(match.root.outputs[0])
         if dims is None:
             raise Refuse("the number of rows is not known, and for many rows a Split would cost more than one product saves")
         rows = math.prod(dims[:-1])
         guards.require(rows <= self.max_rows, f"a Split of {rows} rows would cost more than one product saves")
-        for branch in branches:
-            branch.linear.guard_growth(self.max_growth_bytes)
-        if len({b.tail_key for b in branches}) > 1:
-            branches = [b.without_tail() for b in branches]
-        parallel.state_split(_merge(branches, editor, None), branches, len(dims) - 1, editor, node)
+        parallel.split(match["branches"], len(dims) - 1, editor, merge, self.max_growth_bytes)
 
 
 def _key(node: ir.Node) -> Hashable | None:
@@ -107,7 +94,7 @@ def _along_columns(concat: ir.Node, branch: Branch, context: Context) -> bool:
     return axis.value == -1 or (rank is not None and axis.value == rank - 1)
 
 
-def _merge(branches: Sequence[Branch], editor: Editor, like: ir.Value | None) -> ir.Value:
+def _merge(editor: Editor, branches: Sequence[Branch], like: ir.Value | None) -> ir.Value:
     """State the one product (with bias and activation) for the branches; its output."""
     linears = [b.linear for b in branches]
     first = linears[0]

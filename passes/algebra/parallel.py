@@ -8,7 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Editor, Refuse, constant_array, constant_tensor, guards, same_domain, scalar_of
+from graphopt.rewriting import (
+    Context,
+    Editor,
+    Match,
+    Refuse,
+    Rewrite,
+    apply,
+    constant_array,
+    constant_tensor,
+    guards,
+    same_domain,
+    scalar_of,
+)
 
 from .linear import Linear
 
@@ -160,11 +172,43 @@ def meetings(branches: Sequence[Branch], axis: Callable[[ir.Node, Branch], bool]
     return result
 
 
-def state_meeting(meeting: Meeting, editor: Editor, merge: Callable[[Sequence[Branch], ir.Value | None], ir.Value]) -> None:
-    """State one operator for each run, and a Concat of what is left where that is more than one value.
+#: States one operator for branches and returns its output; the value is what that stands for, where known.
+Merge = Callable[[Sequence[Branch], ir.Value | None], ir.Value]
 
-    `merge(branches, like)` states the operator and returns its output; `like` is what it stands for, where known.
-    """
+
+def apply_to(rewrite: Rewrite, branches: Sequence[Branch], axis: Callable[[ir.Node, Branch], bool], context: Context) -> None:
+    """Apply a rewrite to each meeting of the branches (along the axis that `axis` accepts), and to those that are left."""
+    met: set[ir.Node] = set()
+    for meeting in meetings(branches, axis):
+        met.update(b.linear.node for b in meeting.branches)
+        apply(rewrite, Match(meeting.concat, nodes_of(meeting.branches, meeting.concat), {"meeting": meeting}), context)
+    rest = [b for b in branches if b.linear.node not in met]
+    if len(rest) > 1:
+        apply(rewrite, Match(rest[0].linear.node, nodes_of(rest), {"branches": rest}), context)
+
+
+def met(match: Match, editor: Editor, merge: Merge, growth: int) -> bool:
+    """Whether the branches of a match meet in a Concat; they are merged then, where weights grow by `growth` bytes at most."""
+    if "meeting" not in match:
+        return False
+    meeting: Meeting = match["meeting"]
+    for branch in meeting.branches:
+        branch.linear.guard_growth(growth)
+    state_meeting(meeting, editor, merge)
+    return True
+
+
+def split(branches: Sequence[Branch], axis: int, editor: Editor, merge: Merge, growth: int) -> None:
+    """Merge branches that do not meet, with a Split behind them; their activations only where they are equal."""
+    for branch in branches:
+        branch.linear.guard_growth(growth)
+    if len({b.tail_key for b in branches}) > 1:
+        branches = [b.without_tail() for b in branches]
+    state_split(merge(branches, None), branches, axis, editor, editor.match.root)
+
+
+def state_meeting(meeting: Meeting, editor: Editor, merge: Merge) -> None:
+    """State one operator for each run, and a Concat of what is left where that is more than one value."""
     concat = meeting.concat
     output = concat.outputs[0]
     inputs: list[ir.Value | None] = list(concat.inputs)

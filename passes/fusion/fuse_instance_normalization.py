@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, guards
 
-from .normalization import element, parameter, read, root_patterns
-from .reading import claim, needs_opset
+from .normalization import element, parameter, read, root_patterns, state
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,4 @@ class FuseInstanceNormalization(Rewrite):
         bias = parameter(editor, found.bias, (channels,), what="bias", default=0.0, **shaped)
         if scale is None or bias is None:
             raise Refuse("its scale or bias is not one value a channel")
-        claim(match, found.nodes, found.last)
-        needs_opset(context, found.last, "InstanceNormalization", 6)
-        output = found.last.outputs[0]
-        attributes = {"epsilon": found.epsilon}
-        editor.replace(output, editor.node("InstanceNormalization", [found.x, scale, bias], attributes, name=found.last.name, like=output))
+        state(editor, found, "InstanceNormalization", 6, [found.x, scale, bias], {})

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite
 
-from .normalization import element, parameter, read, root_patterns
-from .reading import claim, needs_opset
+from .normalization import parameter, read_last_axes, root_patterns, state
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,11 @@ class FuseRmsNormalization(Rewrite):
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context = editor.context
-        found = read(context, match, centred=False)
+        found = read_last_axes(context, match, centred=False)
         if found is None:
             return
         rank = len(found.dims)
-        if found.axes != tuple(range(found.axes[0], rank)):
-            return
-        element(context, found)
         scale = parameter(editor, found.scale, found.sizes(context), axes=found.axes, rank=rank, what="scale", default=1.0)
         if scale is None:
             raise Refuse("its scale is not shaped as the normalized axes are")
-        claim(match, found.nodes, found.last)
-        needs_opset(context, found.last, "RMSNormalization", 23)
-        output = found.last.outputs[0]
-        attributes = {"axis": found.axes[0] - rank, "epsilon": found.epsilon}
-        editor.replace(output, editor.node("RMSNormalization", [found.x, scale], attributes, name=found.last.name, like=output))
+        state(editor, found, "RMSNormalization", 23, [found.x, scale], {"axis": found.axes[0] - rank})

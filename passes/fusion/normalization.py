@@ -11,6 +11,7 @@ Where the frameworks' exporters put them, with d = x - mean and r = 1 / sqrt(mea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from graphopt.rewriting import Context, Editor, Match, Refuse, constant_tensor, 
 from graphopt.rewriting.pattern import Pattern
 
 from ..arguments import UNKNOWN, element_type, ints, normal_axes
-from .reading import beside, consumers, equals, goes_to, made_by, number, operand
+from .reading import beside, claim, consumers, equals, goes_to, made_by, needs_opset, number, operand
 
 TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """The types whose normalization operators compute in the same precision or a higher one."""
@@ -215,6 +216,24 @@ def _is_parameter(context: Context, found: Normalization, value: ir.Value | None
 def _stands_before(value: ir.Value, user: ir.Node) -> bool:
     """Whether a value is there before any node of the graph runs."""
     return constant_tensor(value) is not None or (value.producer() is None and value.graph is user.graph)
+
+
+def read_last_axes(context: Context, match: Match, *, centred: bool) -> Normalization | None:
+    """The same over the last axes, of a type that the operator computes in; None: it is none."""
+    found = read(context, match, centred=centred)
+    if found is None or found.axes != tuple(range(found.axes[0], len(found.dims))):  # type: ignore[arg-type]
+        return None
+    element(context, found)
+    return found
+
+
+def state(editor: Editor, found: Normalization, op_type: str, version: int, inputs: list[ir.Value], attributes: dict[str, Any]) -> None:
+    """Put the operator, which the opset `version` brought, in the place of what is spelled out."""
+    last = found.last
+    claim(editor.match, found.nodes, last)
+    needs_opset(editor.context, last, op_type, version)
+    output = last.outputs[0]
+    editor.replace(output, editor.node(op_type, inputs, {**attributes, "epsilon": found.epsilon}, name=last.name, like=output))
 
 
 def element(context: Context, found: Normalization) -> None:

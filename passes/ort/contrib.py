@@ -7,9 +7,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Editor, constant_tensor, guards
+from graphopt.rewriting import Context, Editor, Match, constant_tensor, guards
 
 from ..arguments import element_type
+from ..fusion import gelu
 
 DOMAIN = "com.microsoft"
 
@@ -42,6 +43,16 @@ def require_type(context: Context, value: ir.Value, types: frozenset[ir.DataType
     names = " or ".join("float32" if t is ir.DataType.FLOAT else t.name.lower() for t in sorted(types))
     guards.require(dtype in types, f"it is not known to be of {names}")
     return dtype  # type: ignore[return-value]
+
+
+def state_gelu(match: Match, editor: Editor, op_type: str) -> None:
+    """Put the runtime's operator in the place of a GELU that is spelled out; from opset 20 on Gelu says the same to every runtime."""
+    found = gelu.read(editor.context, match)
+    if found is None or editor.context.opset(match.root) >= 20:
+        return
+    x, last = found
+    require_type(editor.context, x)
+    state(editor, op_type, [x], of=last)
 
 
 def vector_of(context: Context, value: ir.Value, length: int | str | None) -> bool:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, op
 
-from ..fusion.gelu import read
-from .contrib import require_type, state
+from .contrib import state_gelu
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,4 @@ class FuseErfGelu(Rewrite):
         return (op("Erf"),)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
-        found = read(editor.context, match)
-        if found is None or editor.context.opset(match.root) >= 20:
-            return  # Gelu says the same to every runtime
-        x, last = found
-        require_type(editor.context, x)
-        state(editor, "Gelu", [x], of=last)
+        state_gelu(match, editor, "Gelu")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, op
 
-from ..fusion.gelu import read
-from .contrib import require_type, state
+from .contrib import state_gelu
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,4 @@ class FuseFastGelu(Rewrite):
         return (op("Tanh"),)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
-        found = read(editor.context, match)
-        if found is None or editor.context.opset(match.root) >= 20:
-            return  # Gelu says the same to every runtime
-        x, last = found
-        require_type(editor.context, x)
-        state(editor, "FastGelu", [x], of=last)
+        state_gelu(match, editor, "FastGelu")
