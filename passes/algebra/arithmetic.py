@@ -6,10 +6,13 @@ ConvTranspose weights [Cin, Cout/g, ...], matrices [K, N], or [N, K] where trans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from graphopt.rewriting import Refuse
 
+_CANCELLED = 1 << 10
 _CHUNK = 1 << 20  # elements that are in double precision at a time
 # Bits of the significand, the implicit one included, and the exponent of the smallest normal number.
 _TYPES = {"float32": (24, -126), "float64": (53, -1022), "float16": (11, -14), "bfloat16": (8, -126)}
@@ -29,6 +32,47 @@ def bn_affine(
         raise Refuse("a variance plus epsilon is not positive")
     mul = scale / np.sqrt(spread)
     return mul, bias - mean * mul
+
+
+def elementwise_affine(operator: str, value: np.ndarray, *, constant_first: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """`mul` and `add` of x `operator` value, "Add", "Sub", "Mul" or "Div"; `constant_first`: of value - x.
+
+    Raises:
+        Refuse: the value is not finite, or a divisor is zero.
+    """
+    if not np.isfinite(np.asarray(value, np.float64)).all():
+        raise Refuse("the constant would not be finite")
+    value = np.asarray(value).astype(np.float64)
+    one, zero = np.ones(value.shape), np.zeros(value.shape)
+    if operator == "Mul":
+        return value, zero
+    if operator == "Div":
+        if not (value != 0).all():
+            raise Refuse("it divides by zero")
+        return 1 / value, zero
+    if operator == "Add":
+        return one, value
+    return (-one, value) if constant_first else (one, -value)
+
+
+def composed_affine(steps: Sequence[tuple[np.ndarray, np.ndarray]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """`mul` and `add`, in the type `dtype`, of affine functions one behind the other, the first first.
+
+    Raises:
+        Refuse: the constants may be meant to round, or one of the results would not be what the type holds.
+    """
+    mul, shift, largest = np.ones(()), np.zeros(()), np.zeros(())
+    for factor, term in steps:
+        mul, shift = mul * factor, shift * factor + term
+        largest = np.maximum(largest * np.abs(factor), np.abs(term))
+    if (np.abs(shift) * _CANCELLED < largest).any():
+        raise Refuse("the constants that are added cancel, which may be meant to round")
+    if (mul == 0).any() and not any((factor == 0).any() for factor, _ in steps):
+        raise Refuse("the product of the constants would be zero")
+    least = np.finfo(dtype).tiny if dtype in (np.float32, np.float64, np.float16) else np.finfo(np.float32).tiny
+    if ((mul != 0) & (np.abs(mul) < least)).any():
+        raise Refuse("the product of the constants would be too small")
+    return rounded(mul, dtype, "the product of the constants"), rounded(shift, dtype, "the sum of the constants")
 
 
 def conv_output_factor(mul: np.ndarray, weight: np.ndarray) -> np.ndarray:

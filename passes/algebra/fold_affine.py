@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, const, constant_tensor, guards, op, option, var
 
+from .arithmetic import elementwise_affine
 from .batchnorm import guard_inference, read_bn
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, check_per_channel, read
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _COMMUTATIVE = ("Add", "Mul", "Sub")  # Sub: either operand may be the constant
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
@@ -29,6 +34,7 @@ class FoldAffine(Rewrite):
 
     name = "fold-affine"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
 
@@ -53,6 +59,11 @@ class FoldAffine(Rewrite):
             *(op("MatMul", source, const(), bind="linear") for source in scales),
             *(op(_WITH_BIAS, source, ..., bind="linear") for source in (shift, *scales, norm)),
         )
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fold_affine
+
+        fold_affine.run(context, self.max_growth_bytes)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         if "after" in match:
@@ -126,16 +137,7 @@ def _affine(node: ir.Node, constant: ir.Value, channels: int) -> tuple[np.ndarra
 
 def affine_of(node: ir.Node, constant: ir.Value, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`mul` and `add` of an elementwise operator whose operand `constant` has the given value."""
-    value = guards.finite(value, "the constant").astype(np.float64)
-    one, zero = np.ones(value.shape), np.zeros(value.shape)
-    if node.op_type == "Mul":
-        return value, zero
-    if node.op_type == "Div":
-        guards.require(bool((value != 0).all()), "it divides by zero")
-        return 1 / value, zero
-    if node.op_type == "Add":
-        return one, value
-    return (-one, value) if node.inputs[0] is constant else (one, -value)
+    return elementwise_affine(node.op_type, value, constant_first=node.inputs[0] is constant)
 
 
 def _check_input_constant(linear: Linear, x: ir.Value, dims: tuple[int, ...], context: Context) -> None:

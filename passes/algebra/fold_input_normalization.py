@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,9 @@ from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, 
 
 from . import arithmetic
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, check_per_channel, read, unpadded
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
 _ON_THE_WAY = ("Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape")
@@ -46,11 +50,17 @@ class FoldInputNormalization(Rewrite):
 
     name = "fold-input-normalization"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Conv", op((*_ELEMENTWISE, "Transpose")), ..., bind="conv"),)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fold_input_normalization
+
+        fold_input_normalization.run(context, self.max_growth_bytes)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context, conv = editor.context, match["conv"]
@@ -70,7 +80,7 @@ class FoldInputNormalization(Rewrite):
         bias: ir.Value | np.ndarray | None = linear.bias
         if keeps_add:
             guards.require(bool((mul != 0).all()), "it multiplies by zero")
-            add = _least(shift / mul, len(linear.dims), constant_tensor(linear.weight).dtype.numpy())  # type: ignore[union-attr]
+            add = least_shift(shift / mul, len(linear.dims), constant_tensor(linear.weight).dtype.numpy())  # type: ignore[union-attr]
             first = chain.steps[0][0]
             x = editor.node("Add", [x, editor.constant(add, f"{chain.steps[0][1].name}_folded")], name=first.name or None)
         elif shift.any():
@@ -163,7 +173,7 @@ def _composed(chain: _Chain, linear: Linear, context: Context) -> tuple[np.ndarr
     return mul, shift
 
 
-def _least(shift: np.ndarray, rank: int, dtype: np.dtype) -> np.ndarray:
+def least_shift(shift: np.ndarray, rank: int, dtype: np.dtype) -> np.ndarray:
     """A shift for an Add before the convolution: a scalar where all channels have one value."""
     array = arithmetic.rounded(shift, dtype, "the shift")
     return array[0].reshape(()) if (array == array[0]).all() else array.reshape(1, -1, *[1] * (rank - 2))

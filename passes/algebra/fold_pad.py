@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,9 @@ import onnx_ir as ir
 from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, scalar_of, var
 
 from ..arguments import UNKNOWN, ints, normal_axes
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _BLOCK = 16  # channels from which the runtime convolves in its blocked layout
 _TAPS, _DEPTHWISE_TAPS = 25, 121
@@ -31,10 +35,16 @@ class FoldPad(Rewrite):
 
     name = "fold-pad"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
     measured = True
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(("Conv", "AveragePool", "MaxPool"), op("Pad", var("x"), ..., bind="pad"), ...),)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fold_pad
+
+        fold_pad.run(context)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context, node, pad, x = editor.context, match.root, match["pad"], match["x"]

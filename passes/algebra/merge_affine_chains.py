@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -11,14 +12,16 @@ import onnx_ir as ir
 from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, same_domain, use_count
 
 from ..arguments import element_type
-from .arithmetic import rounded
+from .arithmetic import composed_affine, rounded
 from .batchnorm import guard_inference, read_bn
 from .fold_affine import affine_of, guard_runtime_fusion
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _STEPS = ("Add", "Sub", "Mul", "Div", "Neg", "BatchNormalization")
 _LONGEST = 32
 _LARGE = 1 << 16  # elements of a constant that is larger than those it is made from
-_CANCELLED = 1 << 10
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 
 
@@ -40,9 +43,15 @@ class MergeAffineChains(Rewrite):
 
     name = "merge-affine-chains"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(_STEPS, where=_is_step),)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_affine_chains
+
+        merge_affine_chains.run(context)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context, root = editor.context, match.root
@@ -130,21 +139,13 @@ def _constants(chain: _Chain, context: Context) -> list[np.ndarray | None]:
 
 def _composed(chain: _Chain, dtype: np.dtype, context: Context) -> tuple[np.ndarray, np.ndarray]:
     """`mul` and `add` of a chain of floating-point numbers."""
-    mul, shift, largest = np.ones(()), np.zeros(()), np.zeros(())
+    steps = []
     for node, value in zip(chain.steps, _constants(chain, context)):
         if value is None:
-            factor, term = np.asarray(-1.0), np.zeros(())
+            steps.append((np.asarray(-1.0), np.zeros(())))
         else:
-            factor, term = affine_of(node, _operands(node)[1], value)  # type: ignore[index, arg-type]
-        mul, shift = mul * factor, shift * factor + term
-        largest = np.maximum(largest * np.abs(factor), np.abs(term))
-    if (np.abs(shift) * _CANCELLED < largest).any():
-        raise Refuse("the constants that are added cancel, which may be meant to round")
-    if (mul == 0).any() and not any((v == 0).any() for v in _constants(chain, context) if v is not None):
-        raise Refuse("the product of the constants would be zero")
-    least = np.finfo(dtype).tiny if dtype in (np.float32, np.float64, np.float16) else np.finfo(np.float32).tiny
-    guards.require(not ((mul != 0) & (np.abs(mul) < least)).any(), "the product of the constants would be too small")
-    product, total = rounded(mul, dtype, "the product of the constants"), rounded(shift, dtype, "the sum of the constants")
+            steps.append(affine_of(node, _operands(node)[1], value))  # type: ignore[index, arg-type]
+    product, total = composed_affine(steps, dtype)
     return _least_shape(product), _least_shape(total)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, option, var
 
 from . import arithmetic
 from .consecutive import MAX_WORK, WORK_HELP, conv_product, guard_work
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, read, unpadded
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,18 @@ class MergeConsecutiveConvs(Rewrite):
 
     name = "merge-consecutive-convs"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
     max_work: int = option(MAX_WORK, WORK_HELP, minimum=0)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Conv", op("Conv", var("x"), ..., bind="first"), ..., bind="second"),)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_consecutive_convs
+
+        merge_consecutive_convs.run(context, self.max_growth_bytes, self.max_work)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context, before, behind = editor.context, match["first"], match["second"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,9 @@ from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, 
 from . import arithmetic
 from .consecutive import MAX_WORK, WORK_HELP, guard_work, matrix_product
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, read
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _TYPES = ("MatMul", "Gemm")
 
@@ -26,6 +30,7 @@ class MergeConsecutiveMatmuls(Rewrite):
 
     name = "merge-consecutive-matmuls"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
     max_work: int = option(MAX_WORK, WORK_HELP, minimum=0)
@@ -39,6 +44,11 @@ class MergeConsecutiveMatmuls(Rewrite):
             *second,
             *(op("Gemm", source, ..., bind="second") for source in (first, biased)),
         )
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_consecutive_matmuls
+
+        merge_consecutive_matmuls.run(context, self.max_growth_bytes, self.max_work)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context, behind = editor.context, match["second"]

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, option, same_domain
 
-from . import arithmetic
 from .batchnorm import read_bn
+from .branches import Part, Place, combine, covering, guard_cost
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, read
 
-
-@dataclass(frozen=True)
-class _Branch:
-    """A convolution over the common input as its taps: in each spatial axis from place `first` on, `step` apart.
-
-    `excess` is by how much the output is longer than the input at stride 1, an axis.
-    """
-
-    first: tuple[int, ...]
-    step: tuple[int, ...]
-    taps: tuple[int, ...]
-    excess: tuple[int, ...]
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -61,11 +51,17 @@ class MergeRepvggBranches(Rewrite):
 
     name = "merge-repvgg-branches"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
 
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(("Add", "Sum"), where=lambda node: len(node.inputs) > 1),)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_repvgg_branches
+
+        merge_repvgg_branches.run(context, self.max_growth_bytes)
 
     def rewrite(self, match: Match, editor: Editor) -> None:
         context, root = editor.context, match.root
@@ -92,20 +88,16 @@ class MergeRepvggBranches(Rewrite):
             guards.require(not plain or all(n == 1 for s in strides for n in s), "the branch beside the convolution is not strided")
             guards.require(convs[0].channels == convs[0].inputs, "the convolution changes the number of channels")
         guards.require(strides.count(strides[0]) == len(strides), "the branches differ in their strides")
-        merged = _merged(places)
-        spent = sum(math.prod(p.taps) if t.conv is not None or convs[0].dims[1] == 1 else 1 for t, p in zip(terms, places))
-        guards.require(math.prod(merged.taps) <= spent, "one convolution that covers both would compute more than they do")
-
+        merged = covering(places)
+        guard_cost(places, [t.conv is not None for t in terms], merged, convs[0].dims[1] == 1)
         weight, bias = _combine(terms, linears, places, merged, context)
         first = convs[0]
         attributes = dict(first.node.attributes)
         attributes.pop("auto_pad", None)
-        begins = [-f for f in merged.first]
-        ends = [e + t * s - s - b for e, t, s, b in zip(merged.excess, merged.taps, merged.step, begins)]
         attributes |= {
             "kernel_shape": ir.AttrInt64s("kernel_shape", merged.taps),
             "dilations": ir.AttrInt64s("dilations", merged.step),
-            "pads": ir.AttrInt64s("pads", [*begins, *ends]),
+            "pads": ir.AttrInt64s("pads", [*merged.begins, *merged.ends]),
         }
         inputs = [x, editor.constant(weight, f"{first.weight.name}_merged")]
         if bias is not None:
@@ -157,13 +149,13 @@ def _strides(term: _Term, spatial: int) -> tuple[int, ...]:
     return (1,) * spatial if node is None else _per_axis(node, "strides", spatial)
 
 
-def _place(term: _Term, linears: dict[ir.Node, Linear], first: Linear) -> _Branch:
+def _place(term: _Term, linears: dict[ir.Node, Linear], first: Linear) -> Place:
     """Where a term has its taps."""
     rank = len(first.dims) - 2
     if term.conv is not None:
         return _taps(term.conv, linears[term.conv].dims[2:])
     if term.pool is None:
-        return _Branch((0,) * rank, (1,) * rank, (1,) * rank, (0,) * rank)
+        return Place.of_identity(rank)
     kernel = tuple(guards.attribute(term.pool, "kernel_shape", ()))
     guards.require(len(kernel) == rank, "the average does not fit the convolution")
     place = _taps(term.pool, kernel)
@@ -173,7 +165,7 @@ def _place(term: _Term, linears: dict[ir.Node, Linear], first: Linear) -> _Branc
     return place
 
 
-def _taps(node: ir.Node, spatial: tuple[int, ...]) -> _Branch:
+def _taps(node: ir.Node, spatial: tuple[int, ...]) -> Place:
     step = _per_axis(node, "dilations", len(spatial))
     strides = _per_axis(node, "strides", len(spatial))
     auto_pad = guards.attribute(node, "auto_pad", "NOTSET")
@@ -189,7 +181,7 @@ def _taps(node: ir.Node, spatial: tuple[int, ...]) -> _Branch:
         pads = small + large if auto_pad == "SAME_UPPER" else large + small
     guards.require(len(pads) == 2 * len(spatial) and min(pads) >= 0, "its padding is not what a convolution takes")
     begins, ends = pads[: len(spatial)], pads[len(spatial) :]
-    return _Branch(tuple(-b for b in begins), step, spatial, tuple(b + e - r for b, e, r in zip(begins, ends, reach)))
+    return Place.of(begins, ends, step, spatial)
 
 
 def _per_axis(node: ir.Node, name: str, count: int) -> tuple[int, ...]:
@@ -197,46 +189,22 @@ def _per_axis(node: ir.Node, name: str, count: int) -> tuple[int, ...]:
     return tuple(guards.attribute(node, name, ())) or (1,) * count
 
 
-def _merged(places: Sequence[_Branch]) -> _Branch:
-    """The least convolution whose taps cover those of all."""
-    if len({p.excess for p in places}) > 1:
-        raise Refuse("the branches pad to different sizes")
-    first, steps, taps = [], [], []
-    for axis in range(len(places[0].taps)):
-        step = {p.step[axis] for p in places if p.taps[axis] > 1} or {1}
-        guards.require(len(step) == 1, "the branches differ in their dilations")
-        (gap,) = step
-        begins = [p.first[axis] for p in places]
-        guards.require(all((b - begins[0]) % gap == 0 for b in begins), "the taps of the branches do not fall on one grid")
-        ends = [p.first[axis] + (p.taps[axis] - 1) * gap for p in places]
-        first.append(min(begins))
-        steps.append(gap)
-        taps.append((max(ends) - min(begins)) // gap + 1)
-    return _Branch(tuple(first), tuple(steps), tuple(taps), places[0].excess)
-
-
 def _combine(
-    terms: Sequence[_Term], linears: dict[ir.Node, Linear], places: Sequence[_Branch], merged: _Branch, context: Context
+    terms: Sequence[_Term], linears: dict[ir.Node, Linear], places: Sequence[Place], merged: Place, context: Context
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Weight and bias of the sum of the branches."""
     first = next(iter(linears.values()))
     dtype = constant_tensor(first.weight).dtype.numpy()  # type: ignore[union-attr]
-    weight = np.zeros((*first.dims[:2], *merged.taps))
-    bias = np.zeros(first.channels)
+    parts = []
     for term, place in zip(terms, places):
-        start = [(f - m) // s for f, m, s in zip(place.first, merged.first, merged.step)]
-        window = tuple(slice(b, b + t) for b, t in zip(start, place.taps))
         if term.conv is not None:
             linear = linears[term.conv]
-            weight[(slice(None), slice(None), *window)] += guards.float_constant(linear.weight, "the weight")
-            bias += linear.bias_array()
+            parts.append(Part(place, guards.float_constant(linear.weight, "the weight"), linear.bias_array()))
             continue
-        mul, shift = np.ones(first.channels), np.zeros(first.channels)
+        mul, shift = None, np.zeros(first.channels)
         if term.norm is not None:
             mul, shift = read_bn(term.norm, context, first.channels)
-        outputs = np.arange(first.channels)
-        share = mul / math.prod(place.taps)
-        weight[(outputs, outputs % first.dims[1], *window)] += share.reshape(-1, *[1] * len(window))
-        bias += shift
+        parts.append(Part(place, None, shift, mul))
+    weight, bias = combine(parts, first.dims, merged, dtype)
     needed = bool(bias.any()) or any(linear.bias is not None for linear in linears.values())
-    return arithmetic.rounded(weight, dtype, "the weight"), arithmetic.rounded(bias, dtype, "the bias") if needed else None
+    return weight, bias if needed else None
