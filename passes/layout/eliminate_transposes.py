@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.rewriting import Editor, Match, Pattern, Rewrite, op, var
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,12 @@ class EliminateTransposes(Rewrite):
     """Cancel and merge Transposes in a row."""
 
     name = "eliminate-transposes"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import eliminate_transposes
+
+        eliminate_transposes.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Transpose", op("Transpose", var("x"), bind="inner")),)

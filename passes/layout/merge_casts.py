@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from onnx_ir import DataType
 
 from graphopt.rewriting import Editor, Match, Pattern, Refuse, Rewrite, op, var
 
 from ..arguments import element_type, integer
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 # Of an integer type, the bits that its values need; of a float type, significant bits and exponents of the largest
 # value and of the smallest one, subnormal, as powers of two.
@@ -27,6 +31,12 @@ class MergeCasts(Rewrite):
     """Cast at once where the type in between holds every value exactly."""
 
     name = "merge-casts"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_casts
+
+        merge_casts.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Cast", op("Cast", var("x"), bind="inner")),)
@@ -42,7 +52,7 @@ class MergeCasts(Rewrite):
             return  # one of them is no cast at all
         if not holds(between, source):
             raise Refuse(f"{between.name} in between does not hold every {source.name} exactly")
-        if not _same_result(source, target):
+        if not same_result(source, target):
             raise Refuse(f"casts to {target.name} from {source.name} and from {between.name} may differ")
         if source == target:
             editor.replace(outer.outputs[0], x)
@@ -67,7 +77,7 @@ def holds(wide: DataType, narrow: DataType) -> bool:
     return False
 
 
-def _same_result(source: DataType, target: DataType) -> bool:
+def same_result(source: DataType, target: DataType) -> bool:
     """Whether a cast to `target` gives one result from a value as `source` and as any type that holds it."""
     if target == source or target == DataType.BOOL:
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -12,14 +13,23 @@ from graphopt.rewriting.guards import only_consumer
 
 from ..arguments import integer, normal_axes
 
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
+
 
 @dataclass(frozen=True)
 class MergeConcats(Rewrite):
     """Join at once what a Concat, and one behind it along the same axis, join."""
 
     name = "merge-concats"
+    kinds = frozenset({"onnx", "torch"})
 
     max_inputs: int = option(1024, "inputs that a merged Concat may have", minimum=2)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_concats
+
+        merge_concats.run(context, self.max_inputs)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Concat"),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -13,12 +14,21 @@ from graphopt.rewriting.guards import only_consumer
 from ..arguments import UNKNOWN, int_elements, integer
 from .targets import reshape_target
 
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
+
 
 @dataclass(frozen=True)
 class MergeReshapes(Rewrite):
     """Make one Reshape of Reshape, Flatten, Squeeze and Unsqueeze in a row."""
 
     name = "merge-reshapes"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_reshapes
+
+        merge_reshapes.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         # All keep the elements and their order, so the last shape alone counts.

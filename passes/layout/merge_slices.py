@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Match, Pattern, Refuse, Rewrite, op, var
 from graphopt.rewriting.guards import only_consumer
 
 from .slices import cuts_of, joined
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,12 @@ class MergeSlices(Rewrite):
     """Slice at once what two Slices in a row take."""
 
     name = "merge-slices"
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_slices
+
+        merge_slices.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Slice", op("Slice", var("x"), ..., bind="inner"), ...),)
