@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from graphopt.formats import save_model
 from graphopt.model import Model, iter_graphs
 from graphopt.programs.captured import Captured
 from graphopt.programs.naming import renamed
+from graphopt.programs.onnx_ready import ready
 from graphopt.programs.torch_side import forget_dispatch, quiet, require_torch
 
 if TYPE_CHECKING:
@@ -34,18 +36,17 @@ def to_onnx(
     as the state dict. Functions are inlined.
 
     Raises:
-        InputError: an operator has no ONNX translation, or the program changes buffers, which an ONNX model cannot.
+        InputError: an operator has no ONNX translation, or an output depends on a buffer that the program changes.
         OutputError: the file cannot be written.
     """
     require_torch()
     import torch
 
-    _refuse_mutation(program, captured)
+    program, notes = ready(program, captured.source)
     forget_dispatch()
     try:
         with torch.no_grad(), quiet():
-            exported = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False, opset_version=opset,
-                                         output_names=list(captured.outputs))  # fmt: skip
+            exported = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False, opset_version=opset)
     except Exception as error:  # the exporter raises its own kinds, each with a page of report
         raise InputError(f"{captured.source}: {_why(error)}") from error
     graph = exported.model
@@ -53,8 +54,11 @@ def to_onnx(
         found = graph.opset_imports.get("")
         if opset != OPSET:
             raise OptionError(f"{captured.source}: cannot be written in opset {opset}: its operators are those of opset {found}")
-    _settle(graph, captured)
+    notes += _part_names(graph)
+    _name_outputs(graph, captured.outputs)
+    _name_dims(graph, captured)
     model = Model.from_ir(graph)
+    model.notes += notes
     if path is not None:
         save_model(model, path, in_place=in_place)
     return model
@@ -71,16 +75,42 @@ def _why(error: BaseException) -> str:
     return f"torch.onnx.export failed: {text[:240]}"
 
 
-def _refuse_mutation(program: ExportedProgram, captured: Captured) -> None:
-    signature = program.graph_signature
-    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-    if changed:
-        raise InputError(
-            f"{captured.source}: changes {', '.join(repr(name) for name in changed)} when it runs, which an ONNX model cannot: write a .pt2"
+def _part_names(model: ir.Model) -> list[str]:
+    """Another name for a parameter that is called as an input is, which the exporter lets both have; remarks."""
+    graph, notes = model.graph, []
+    inputs = {value.name for value in graph.inputs}
+    for name in [name for name in graph.initializers if name in inputs]:
+        value = graph.initializers.pop(name)
+        value.name = next(
+            f"{name}_{count}" for count in range(1, len(graph.initializers) + 3) if f"{name}_{count}" not in graph.initializers
         )
+        graph.initializers.add(value)
+        notes.append(f"the parameter '{name}' is called '{value.name}' in the ONNX model, where '{name}' is an input")
+    return notes
 
 
-def _settle(graph: ir.Model, captured: Captured) -> None:
+def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Gives the outputs their names, each a value of its own: an input, a weight or a value that is given twice is copied."""
+    graph = model.graph
+    taken = {value.name: value for node in graph for value in node.outputs}
+    seen: set[ir.Value] = set()
+    for place, name in enumerate(names):
+        value = graph.outputs[place]
+        if value in seen or value.is_graph_input() or value.is_initializer():
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            graph.append(copy)
+            value = graph.outputs[place] = copy.outputs[0]
+        seen.add(value)
+        other = taken.get(name)
+        if other is not None and other is not value:
+            other.name = next(f"{name}_{count}" for count in range(1, len(taken) + 2) if f"{name}_{count}" not in taken)
+            taken[other.name] = other
+        value.name = name
+        taken[name] = value
+
+
+def _name_dims(graph: ir.Model, captured: Captured) -> None:
     """Dims under our names, and as numbers where torch found them to be."""
     names = captured.symbols
     for part in iter_graphs(graph):

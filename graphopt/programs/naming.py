@@ -98,11 +98,13 @@ def name_outputs(program: ExportedProgram, inputs: Sequence[str], wanted: Sequen
 
     signature = program.graph_signature
     places = [place for place, name in enumerate(signature.user_outputs) if isinstance(name, str)]
+    held = {*program.state_dict, *program.constants}
     if wanted is not None:
         if len(wanted) != len(places):
             raise OptionError(f"{what}: {len(wanted)} names for {len(places)} outputs")
-        if len(set(wanted)) != len(wanted) or set(wanted) & set(inputs):
-            raise OptionError(f"{what}: the names of outputs must differ from each other and from the inputs' ({', '.join(inputs)})")
+        clash = next((name for name in wanted if list(wanted).count(name) > 1 or name in inputs or name in held), None)
+        if clash is not None:
+            raise OptionError(f"{what}: no output can be called '{clash}': it is the name of another, of an input or of a parameter")
         return tuple(wanted)
     spec = program.call_spec.out_spec
     keys: list[str] = []
@@ -110,7 +112,7 @@ def name_outputs(program: ExportedProgram, inputs: Sequence[str], wanted: Sequen
         tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
         keys = [_path(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     names: list[str] = []
-    taken = set(inputs)
+    taken = {*inputs, *held}
     for place in places:
         key = keys[place] if place < len(keys) else f"output_{place}"
         names.append(_free(key, taken))
