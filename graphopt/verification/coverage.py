@@ -78,7 +78,7 @@ def measure(
     `perturb.COPY_LIMIT` bytes of weights are passed over, with a note. Never raises for what the runtime refuses:
     that is a note too.
     """
-    samples = _spread(list(samples), 4)
+    samples = spread(list(samples), 4)
     if not samples:
         return Coverage(note="no samples")
     try:
@@ -90,7 +90,7 @@ def measure(
     values, conditions = _watched(model, limit)
     branches = {v: [n for n, _ in v.uses() if n.op_type == "If" and n.graph is model.graph] for v in conditions}
     names = {v.name: _bounded(v) for v in values}
-    seen: dict[str, _Seen] = {v.name: _Seen(names[v.name]) for v in values}
+    seen: dict[str, Seen] = {v.name: Seen(names[v.name]) for v in values}
     taken: dict[str, set[bool]] = {v.name: set() for v in conditions}
     watched = [*conditions, *values]
     outputs = list(model.graph.outputs)
@@ -126,7 +126,7 @@ def measure(
     return result
 
 
-class _Seen:
+class Seen:
     """What was seen of one value over all samples."""
 
     def __init__(self, ends: tuple[float, ...]):
@@ -170,10 +170,10 @@ def _watched(model: ir.Model, limit: int) -> tuple[list[ir.Value], list[ir.Value
                 for v in node.outputs
                 if v.name and isinstance(v.type, ir.TensorType | None) and (v.dtype is None or v.dtype.is_floating_point())
             ]
-    return _spread(found, limit), list(conditions)
+    return spread(found, limit), list(conditions)
 
 
-def _spread(items: list, limit: int) -> list:
+def spread(items: list, limit: int) -> list:
     """At most `limit` of the items, evenly spread, the last one among them."""
     if len(items) <= limit:
         return items
