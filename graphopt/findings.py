@@ -77,20 +77,13 @@ class Findings:
         """The report of the run."""
         from graphopt.measurement.target import detect
         from graphopt.reporting import Report
-        from graphopt.rewriting.changes import origin
 
-        provenance = [
-            {"node": node.name, "from": list(names), "passes": list(passes)}
-            for node in candidate.model.graph.graph.all_nodes()
-            for names, passes in (origin(node),)
-            if passes
-        ]
         return Report(
             model=interface,
             target=detect(request.provider, request.threads).to_dict(),
             before=before,
             after=after,
-            passes=[self._record(run) for run in candidate.runs],
+            passes=self.records(candidate),
             output=str(request.destination),
             verification=self.verification,
             speed=self.speed,
@@ -105,7 +98,7 @@ class Findings:
                 "baked": self.baked,
                 "calibration": None if self.calibration is None else self.calibration.to_dict(),
                 "alternatives": [other.to_dict() for other in self.alternatives],
-                "provenance": provenance,
+                "provenance": provenance(candidate),
             },
         )
 
@@ -117,14 +110,17 @@ class Findings:
         split = f", drawn with seed {self.calibration.seed}; {aside:,} others are set aside to evaluate on" if aside else ""
         return [f"calibrated on {ours:,} samples of {self.calibration.source.description}{split}"]
 
-    def _record(self, run: PassRun) -> PassRecord:
+    def records(self, candidate: Candidate) -> list[PassRecord]:
+        """What each pass did."""
         from graphopt.reporting import PassRecord, Refusal
 
-        status = "no-change" if run.name in self.left_out else run.status
-        return PassRecord(
-            run.name, run.effect, run.applied, [Refusal(r.node, r.reason) for r in run.refused], run.nodes_before, run.nodes_after,
-            run.seconds, status, self._remark(run),
-        )  # fmt: skip
+        return [
+            PassRecord(
+                run.name, run.effect, run.applied, [Refusal(r.node, r.reason) for r in run.refused], run.nodes_before, run.nodes_after,
+                run.seconds, "no-change" if run.name in self.left_out else run.status, self._remark(run), candidate.model.kind,
+            )
+            for run in candidate.runs
+        ]  # fmt: skip
 
     def _remark(self, run: PassRun) -> str:
         """What is to be said of a pass beyond its figures."""
@@ -136,6 +132,17 @@ class Findings:
         if run.name in self.left_out:
             return "left out: it pays only on some targets, and nothing was measured"
         return "; ".join([*(c.text() for c in self.choices if c.pass_name == run.name), *run.notes])
+
+
+def provenance(candidate: Candidate) -> list[dict[str, Any]]:
+    """For each node that a pass made, the nodes it stands for and the passes."""
+    from graphopt.rewriting.changes import origin
+
+    graph = candidate.model.graph.graph
+    nodes = graph.nodes if candidate.model.kind == "torch" else graph.all_nodes()
+    return [
+        {"node": node.name, "from": list(names), "passes": list(passes)} for node in nodes for names, passes in (origin(node),) if passes
+    ]
 
 
 def _where(culprit: Culprit) -> str:

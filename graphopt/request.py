@@ -163,10 +163,20 @@ def check(request: Request) -> None:
     Raises:
         GraphoptError: of the kind that fits.
     """
+    from graphopt.metric import load_metric
+
+    check_values(request)
+    if request.metric is not None:
+        load_metric(request.metric)
+    if not request.model.exists():
+        raise InputError(f"{request.model}: no such file")
+    check_destination(request.destination, request.model, in_place=request.in_place)
+
+
+def check_values(request: Request) -> None:
+    """Turn down values out of range, and a provider that is not there."""
     from graphopt import runtime
     from graphopt.calibration.sources import check_place
-    from graphopt.metric import load_metric
-    from graphopt.sessions import check_settings_path
 
     if request.verify not in VERIFY:
         raise OptionError(f"verify must be one of {', '.join(VERIFY)}, not {request.verify!r}")
@@ -174,20 +184,21 @@ def check(request: Request) -> None:
         raise OptionError(f"threads must be 0 (all cores) or more, not {request.threads}")
     if request.tolerance is not None and not request.tolerance >= 0:
         raise OptionError(f"tolerance must be 0 or more, not {request.tolerance}")
-    if request.metric is not None:
-        load_metric(request.metric)
     runtime.resolve_provider(request.provider)
     if request.preprocess is not None and request.calibration is None:
         raise OptionError("a preprocessing is for the images of a calibration, and none is given")
     if request.calibration is not None:
         check_place(request.calibration)
-    if not request.model.exists():
-        raise InputError(f"{request.model}: no such file")
-    destination = request.destination
+
+
+def check_destination(destination: Path, model: Path, *, in_place: bool) -> None:
+    """Turn down a place that the result cannot be written to, or that is the model's own."""
+    from graphopt.sessions import check_settings_path
+
     if not destination.parent.is_dir():
         raise OutputError(f"{destination}: there is no folder {destination.parent}")
     if destination.is_dir():
         raise OutputError(f"{destination}: is a folder")
     check_settings_path(destination)
-    if destination.exists() and destination.samefile(request.model) and not request.in_place:
+    if destination.exists() and model.exists() and destination.samefile(model) and not in_place:
         raise OutputError(f"{destination}: is the model itself; --in-place allows that it is replaced")

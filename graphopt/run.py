@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from graphopt.pipeline.runner import Candidate, Hold
     from graphopt.reporting import Report
     from graphopt.reporting.progress import Progress
+    from graphopt.rewriting.base import Effect
     from graphopt.steering.alternatives import Alternative
     from graphopt.steering.tuning import Tuned
+    from graphopt.verification import Sample
+    from graphopt.verification.original import Original
 
 _SECONDS = 15.0  # for the speed of a baked result
 _EVALUATED = 16  # calibration samples set aside that are verified on, at most
@@ -43,8 +46,23 @@ class Result:
     candidate: Candidate
 
 
-def optimize(request: Request, *, progress: Progress | None = None) -> Result:
-    """Carry a request out; the input is left alone unless it says `in_place`.
+@dataclass
+class Judge:
+    """What a candidate is compared with, and timed on, where that is not the model's own file.
+
+    Attributes:
+        original: says what is right.
+        samples: inputs.
+        floor: the weakest effect that may be claimed: what was done to the model before it became a file.
+    """
+
+    original: Original
+    samples: list[Sample]
+    floor: Effect
+
+
+def optimize(request: Request, *, progress: Progress | None = None, judge: Judge | None = None) -> Result:
+    """Carry a request out; the input is left alone unless it says `in_place`. `judge`: instead of the model itself.
 
     Raises:
         GraphoptError: the request or the input is at fault; nothing was written.
@@ -53,16 +71,19 @@ def optimize(request: Request, *, progress: Progress | None = None) -> Result:
 
     registry, pipeline = plan(request)
     check(request)
-    return _Run(request, pipeline, alternatives(request, registry, pipeline), Stages(progress or Progress(quiet=True))).carry_out()
+    return Run(request, pipeline, alternatives(request, registry, pipeline), Stages(progress or Progress(quiet=True)), judge).carry_out()
 
 
-class _Run:
+class Run:
     """One request on its way through the stages."""
 
     bench: Workbench
 
-    def __init__(self, request: Request, pipeline: Pipeline, others: list[Pipeline], stages: Stages) -> None:
+    def __init__(
+        self, request: Request, pipeline: Pipeline, others: list[Pipeline], stages: Stages, judge: Judge | None = None
+    ) -> None:  # fmt: skip
         self.request = request
+        self.judge = judge
         self.pipeline = pipeline
         self.others = others
         self.stages = stages
@@ -140,6 +161,9 @@ class _Run:
         from graphopt.verification import Reference, load_samples, synthesize
 
         request, bench = self.request, self.bench
+        if self.judge is not None:
+            bench.reference, bench.samples, bench.floor = self.judge.original, self.judge.samples, self.judge.floor
+            return
         try:
             bench.reference = Reference(request.model, threads=request.threads, provider=request.provider, seed=request.seed)
             if request.samples is not None:
@@ -316,7 +340,6 @@ class _Run:
             self.found.warnings.append(f"a session with {shown} would be faster, but does not compute the same: {reason}")
             return None
         return tuned
-
 
 
 def _pass_ends(candidate: Candidate) -> list[int]:

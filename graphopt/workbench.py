@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from graphopt.pipeline.runner import Candidate
     from graphopt.reporting.progress import Progress
     from graphopt.request import Request
-    from graphopt.verification import Reference, Sample
+    from graphopt.verification import Sample
+    from graphopt.verification.original import Original
 
 _SMALL = 256 * 2**20  # bytes; candidates of models up to this size are tried out in the system's temporary folder
 
@@ -53,13 +54,6 @@ class Stages:
             self._shown = outer
             own = time.perf_counter() - started - (sum(self.seconds.values()) - inner)
             self.seconds[name] = self.seconds.get(name, 0.0) + own
-
-    def threads_tell(self) -> bool:
-        """Whether timings with other numbers of threads mean anything: on the CPU, and nothing else loads the machine."""
-        if runtime.resolve_provider(self.request.provider) != runtime.CPU:
-            return False
-        # This process loads every core at the most.
-        return not hasattr(os, "getloadavg") or os.getloadavg()[0] <= runtime.usable_cores() + 1
 
     @contextlib.contextmanager
     def within(self, label: str) -> Iterator[Any]:
@@ -91,6 +85,7 @@ class Workbench:
         samples: inputs to verify and time on; empty until they are found.
         tools: what passes may use beyond the model.
         reference: the original as verification sees it.
+        floor: the weakest effect that is claimed of any candidate.
         compare_seconds: what the last comparison took.
         folder: where candidates are written.
     """
@@ -103,7 +98,8 @@ class Workbench:
         self.folder = folder
         self.samples: list[Sample] = []
         self.tools = Tools(target=detect(request.provider, request.threads))
-        self.reference: Reference | None = None
+        self.reference: Original | None = None
+        self.floor = Effect.EXACT
         self.compare_seconds = 0.0
         self._first: Model | None = loaded
         self._trials = 0
@@ -117,7 +113,7 @@ class Workbench:
         from graphopt.pipeline.runner import run_pipeline
 
         with self.stages.stage("passes", "running passes") as stage:
-            return run_pipeline(self._fresh, pipeline or self.pipeline, hold=hold, observers=[_Show(stage)], tools=self.tools)
+            return run_pipeline(self._fresh, pipeline or self.pipeline, hold=hold, observers=[Show(stage)], tools=self.tools)
 
     def _fresh(self) -> Model:
         first, self._first = self._first, None
@@ -155,7 +151,7 @@ class Workbench:
 
         request, started = self.request, time.perf_counter()
         metric_judges = request.metric is not None and request.budget is not None
-        effect = max([at_least, *(Effect(r.effect) for r in candidate.runs if r.applied)], key=lambda e: e.strength)
+        effect = max([at_least, self.floor, *(Effect(r.effect) for r in candidate.runs if r.applied)], key=lambda e: e.strength)
         with self.file(candidate) as path:
             found = verify(
                 request.model, path, self.samples, effect=effect.value, tolerance=request.tolerance,
@@ -163,14 +159,12 @@ class Workbench:
                 provider=request.provider, reference=self.reference, coverage=final, settings=settings,
             )  # fmt: skip
         self.compare_seconds = time.perf_counter() - started
-        wrong = [f"output {o.name!r}: {o.reason}" for o in found.outputs if not o.ok]
-        reason = "; ".join(wrong) or "; ".join(found.notes) or "the outputs differ"
         if found.verdict != "different" and metric_judges and effect is Effect.LOSSY:
             quality = self.quality(candidate)
             if not quality["loss"] <= request.budget:  # type: ignore[index, operator]
                 fall = f"{quality['before']:.6g} to {quality['after']:.6g}"  # type: ignore[index]
                 return f"{quality['metric']} falls from {fall}, beyond the budget of {request.budget:g}", found.to_dict()  # type: ignore[index]
-        return (reason if found.verdict == "different" else None), found.to_dict()
+        return found.reason, found.to_dict()
 
     def quality(self, candidate: Candidate) -> dict[str, Any] | None:
         """The user's metric of the original and of the candidate; None where there is none."""
@@ -266,7 +260,7 @@ class Workbench:
         )  # fmt: skip
 
 
-class _Show:
+class Show:
     """Tells the progress bar which pass runs."""
 
     def __init__(self, stage: Any) -> None:

@@ -144,10 +144,7 @@ class _Judge:
         finally:
             shutil.rmtree(trial, ignore_errors=True)
         self.verdict = self.verdict or found.verdict
-        if found.verdict != "different":
-            return None
-        outputs = [f"output {out.name!r}: {out.reason}" for out in found.outputs if not out.ok]
-        return "; ".join(outputs or found.notes) or "the outputs differ"
+        return found.reason
 
 
 def _text(found: dict[str, Any]) -> str:

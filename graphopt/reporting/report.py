@@ -26,7 +26,8 @@ class PassRecord:
     """What one pass did.
 
     applied: rewrites done. nodes_before, nodes_after: as `describe` counts them. seconds: wall time of the pass.
-    note: why it was rolled back or failed, or whatever else is to be said of it, in one line.
+    note: why it was rolled back or failed, or whatever else is to be said of it, in one line. kind: of the graph that it
+    was run on, "onnx" or "torch".
     """
 
     name: str
@@ -38,6 +39,7 @@ class PassRecord:
     seconds: float
     status: Status
     note: str = ""
+    kind: str = "onnx"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -50,6 +52,7 @@ class PassRecord:
             "seconds": self.seconds,
             "status": self.status,
             "note": self.note,
+            "kind": self.kind,
         }
 
 

@@ -85,6 +85,14 @@ class Verification:
     exercised: float | None = None
     coverage: dict[str, Any] | None = None
 
+    @property
+    def reason(self) -> str | None:
+        """What is wrong with a candidate that is different; None for another verdict."""
+        if self.verdict != "different":
+            return None
+        wrong = [f"output {o.name!r}: {o.reason}" for o in self.outputs if not o.ok]
+        return "; ".join(wrong) or "; ".join(self.notes) or "the outputs differ"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
