@@ -100,7 +100,7 @@ class Run:
             before = describe(loaded.graph, request.model)
         with work_folder(before["bytes"], request.destination.parent) as work:
             self.bench = Workbench(request, self.pipeline, loaded, self.stages, work)
-            if request.verify != "off":
+            if request.verify != "off" or self.judge is not None:
                 with stage("verify", "finding samples"):
                     self._find_samples()
             if self._calibrates():
