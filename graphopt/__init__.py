@@ -2,7 +2,7 @@
 """graphopt: makes a trained model as fast as this machine allows, and proves that it still computes the same thing.
 
 Everything named in `__all__` is the public API. It is imported on first use: `import graphopt` alone loads neither
-onnx nor ONNX Runtime nor torch. A whole run from Python is `graphopt.run.optimize(graphopt.Request(model=...))`.
+onnx nor ONNX Runtime nor torch. A whole run from Python is `graphopt.optimize(model)`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 # Module -> the public names that it defines; `guards` is a module itself.
 _WHERE = {
+    "graphopt.api": ("Optimized", "optimize"),
     "graphopt.errors": ("GraphoptError", "InputError", "OptionError", "OutputError", "PluginError", "ProviderError"),
     "graphopt.formats": ("load_model", "save_model"),
     "graphopt.importing": ("to_torch",),
@@ -34,6 +35,7 @@ _HOME = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from graphopt.api import Optimized, optimize
     from graphopt.errors import GraphoptError, InputError, OptionError, OutputError, PluginError, ProviderError
     from graphopt.formats import load_model, save_model
     from graphopt.importing import to_torch

@@ -45,6 +45,11 @@ class Result:
     exit_code: int
     candidate: Candidate
 
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The candidate alone; of a run that went through several kinds of graph there are more."""
+        return (self.candidate,)
+
 
 @dataclass
 class Judge:
@@ -192,7 +197,7 @@ class Run:
         reference = bench.reference or Reference(request.model, threads=request.threads, provider=request.provider, seed=request.seed)
         calibration = calibration_of(request, bench.loaded.graph, reference, folder=folder, shown=self.stages.within)
         reference.close()
-        if request.samples is None and request.verify != "off" and len(calibration.evaluation):
+        if self.judge is None and request.samples is None and request.verify != "off" and len(calibration.evaluation):
             bench.samples = list(itertools.islice(calibration.evaluation, _EVALUATED))
             if self.found.verification is not None:  # none could be synthesized, but none are needed
                 self.found.verification = None

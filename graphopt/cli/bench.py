@@ -33,6 +33,8 @@ def bench(
     from graphopt.reporting.progress import Progress
     from graphopt.verification import Reference, for_timing
 
+    for path in (p for p in (a, b) if p is not None):
+        o.onnx_only(path, "graphopt bench")
     shapes = o.shapes_of(shape or ())
     o.existing(samples, "samples file or folder")
     with only_result(json):

@@ -58,6 +58,7 @@ def bisect(
         seed=seed,
         fix_initializers=fix_initializers,
     )
+    o.onnx_only(model, "graphopt bisect")
     o.existing(model, "file")
     o.existing(samples, "samples file or folder")
     with only_result(json):

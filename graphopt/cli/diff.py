@@ -21,6 +21,8 @@ def diff(
     from graphopt.diff import diff as compare
     from graphopt.formats import load_model
 
+    for path in (a, b):
+        o.onnx_only(path, "graphopt diff")
     found = compare(load_model(a).graph, load_model(b).graph)
     if json:
         print_json({"a": str(a), "b": str(b), **found.to_dict()})

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: o.ModelFile,
+    model: o.AnyModel,
     top: Annotated[int, typer.Option(min=0, metavar="N", help="How many of the largest initializers to list.")] = 10,
     json: o.Json = False,
 ) -> None:
     """Show inputs, outputs, opsets, operators, sizes and the largest weights of a model; reads no weight."""
-    from graphopt.formats import load_model
+    from graphopt.programs.sources import is_program
 
-    found = _inspected(load_model(model), top)
+    if is_program(model):
+        from graphopt.programs.describe import inspected
+
+        found = inspected(model, top)
+    else:
+        from graphopt.formats import load_model
+
+        found = _inspected(load_model(model), top)
     if json:
         print_json(found)
     else:
@@ -69,10 +76,14 @@ def _text(found: dict[str, Any]) -> str:
     from graphopt.reporting.words import size
 
     model = found["model"]
-    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
-    rows = [("Model", f"{model['path']} ({model['kind']}, IR version {found['ir_version']})"), ("Opsets", opsets)]
-    if found["producer"]:
-        rows.append(("Producer", found["producer"]))
+    if model["kind"] == "torch":
+        rows = [("Model", f"{model['path']} (torch)")]
+        rows += [("Changes", name) for name in found["mutated"]]
+    else:
+        opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
+        rows = [("Model", f"{model['path']} ({model['kind']}, IR version {found['ir_version']})"), ("Opsets", opsets)]
+        if found["producer"]:
+            rows.append(("Producer", found["producer"]))
     rows += [("Inputs" if i == 0 else "", _value(v)) for i, v in enumerate(model["inputs"])]
     rows += [("Outputs" if i == 0 else "", _value(v)) for i, v in enumerate(model["outputs"])]
     rows.append(("Size", f"{size(found['bytes'])}, {found['parameters']:,} parameters in {found['initializers']:,} initializers"))

@@ -14,6 +14,9 @@ from graphopt.errors import InputError, OptionError
 _PIPELINE, _TARGET, _CHECK, _OUTPUT = "The pipeline", "The target", "Verification", "Output"
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
+AnyModel = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="An ONNX model, a .pt2, or MODULE:FACTORY of a torch module.", show_default=False)
+]
 Preset = Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="The pipeline to run.", rich_help_panel=_PIPELINE)]
 Passes = Annotated[
     str | None, typer.Option(metavar="A,B", help="Passes to run instead of a preset's, in this order.", rich_help_panel=_PIPELINE)
@@ -110,6 +113,14 @@ def finite(value: float | None, option: str) -> float | None:
     if value is not None and not math.isfinite(value):
         raise OptionError(f"{option}: {value} is not a finite number")
     return value
+
+
+def onnx_only(path: Path, command: str) -> None:
+    """Raises InputError where a command that works on ONNX models alone is given a torch program."""
+    from graphopt.programs.sources import is_program
+
+    if is_program(path):
+        raise InputError(f"{path}: is a torch program, and {command} works on ONNX models: graphopt export {path} -o OUT.onnx writes one")
 
 
 def existing(path: Path | None, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from graphopt.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from graphopt.pipeline.runner import Candidate
+    from graphopt.programs.run import Optimized
+    from graphopt.reporting.progress import Progress
     from graphopt.request import Request
     from graphopt.run import Result
 
@@ -21,9 +24,16 @@ _SUFFIXES = (".json", ".html")
 
 
 def run(
-    model: o.ModelFile,
+    model: o.AnyModel,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes; MODEL.opt.onnx without it.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Where the result goes. Without it MODEL.opt.onnx or MODEL.opt.pt2 beside the model, or FACTORY.opt.onnx here. Of a "
+            "torch model its suffix says what comes out, .onnx or .pt2.",
+        ),
     ] = None,
     preset: o.Preset = "default",
     passes: o.Passes = None,
@@ -50,6 +60,9 @@ def run(
     preprocess: o.Preprocess = None,
     seed: o.Seed = 0,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Do not measure speed.", rich_help_panel="Verification")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Of a torch model, time torch.compile of it too.", rich_help_panel="Verification")
+    ] = False,
     tune: Annotated[
         bool,
         typer.Option(
@@ -76,11 +89,18 @@ def run(
     quiet: o.Quiet = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Allow that MODEL itself is replaced.", rich_help_panel="Output")] = False,
 ) -> int:
-    """Optimize a model, prove that it computes the same, and measure what it gained."""
+    """Optimize a model, prove that it computes the same, and measure what it gained.
+
+    MODEL is an ONNX model, a torch program (.pt2, of torch.export), or a function that returns a torch module and example
+    inputs, as package.module:factory or file.py:factory.
+    """
+    from graphopt.programs.sources import default_destination, is_program
     from graphopt.reporting.progress import Progress
     from graphopt.request import Request
-    from graphopt.run import optimize
 
+    program = is_program(model)
+    if program and output is None:
+        output = default_destination(model, in_place=in_place)
     request = Request(
         model=model,
         output=output,
@@ -107,11 +127,11 @@ def run(
         in_place=in_place,
     )
     with only_result(json):
-        _check(request, list(report or ()), list(explain or ()))
-        result = optimize(request, progress=Progress(quiet=quiet))
+        _check(request, list(report or ()), list(explain or ()), program)
+        result = _carried_out(request, program, compile_, Progress(quiet=quiet))
         if explain:
             result.report.extra["applications"] = [
-                {"pass": a.pass_name, "node": a.label} for a in result.candidate.applications if a.pass_name in explain
+                {"pass": a.pass_name, "node": a.label} for c in result.candidates for a in c.applications if a.pass_name in explain
             ]
         for path in report or ():
             from graphopt.formats import write_text
@@ -124,16 +144,29 @@ def run(
 
         print_report(result.report)
         for name in explain or ():
-            print_text(_explained(result.candidate, name))
+            print_text(_explained(result.candidates, name))
     if result.exit_code and (json or quiet):
         for warning in result.report.warnings or ["done, but not verified or not within what was asked"]:
             remark(f"warning: {warning}")
     return result.exit_code
 
 
-def _check(request: Request, reports: list[Path], explain: list[str]) -> None:
+def _carried_out(request: Request, program: bool, compile_: bool, progress: Progress) -> Result | Optimized:
+    if program:
+        from graphopt.programs.run import optimize_program
+
+        return optimize_program(request.model, request, destination=request.output, compile=compile_, progress=progress)
+    if compile_:
+        raise OptionError("--compile: only a torch model can be compiled by torch")
+    from graphopt.run import optimize
+
+    return optimize(request, progress=progress)
+
+
+def _check(request: Request, reports: list[Path], explain: list[str], program: bool) -> None:
     """Turn down what can be known to fail before any work is done, as far as `optimize` does not do so itself."""
-    o.existing(request.model, "file")
+    if not program or request.model.suffix.lower() == ".pt2":
+        o.existing(request.model, "file")
     o.existing(request.samples, "samples file or folder")
     check_target(request.destination)
     for path in reports:
@@ -152,7 +185,7 @@ def _check(request: Request, reports: list[Path], explain: list[str]) -> None:
                 raise OptionError(f"--explain {name}: the pipeline ({pipeline.name}) does not run that pass")
 
 
-def _rendered(result: Result, path: Path) -> str:
+def _rendered(result: Result | Optimized, path: Path) -> str:
     if path.suffix.lower() == ".json":
         return result.report.to_json()
     from graphopt.reporting.html import render
@@ -160,10 +193,10 @@ def _rendered(result: Result, path: Path) -> str:
     return render(result.report)
 
 
-def _explained(candidate: Candidate, name: str) -> str:
+def _explained(candidates: Sequence[Candidate], name: str) -> str:
     """Every application and every refusal of a pass, a line each."""
-    applied = [a.label for a in candidate.applications if a.pass_name == name]
-    refused: list[Any] = [r for run in candidate.runs if run.name == name for r in run.refused]
+    applied = [a.label for c in candidates for a in c.applications if a.pass_name == name]
+    refused: list[Any] = [r for c in candidates for run in c.runs if run.name == name for r in run.refused]
     lines = ["", f"{name}: applied {len(applied):,}, refused {len(refused):,}"]
     lines += [f"  applied  {label}" for label in applied]
     lines += [f"  refused  {r.node}: {r.reason}" for r in refused]

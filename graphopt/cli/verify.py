@@ -9,13 +9,14 @@ import typer
 
 from graphopt.cli import options as o
 from graphopt.cli.output import only_result, print_json, print_text
+from graphopt.errors import OptionError
 
 _SAME = ("identical", "equivalent", "within-budget")
 
 
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The original: what it computes is right.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The model to judge.", show_default=False)],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The original: what it computes is right. ONNX, a .pt2, or MODULE:FACTORY.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The model to judge: ONNX, or a .pt2 beside a torch original.", show_default=False)],
     effect: Annotated[
         str,
         typer.Option(
@@ -36,6 +37,7 @@ def verify(
     from graphopt import runtime
     from graphopt.cli.sampling import find_samples
     from graphopt.formats import load_model
+    from graphopt.programs.sources import is_program
     from graphopt.reporting.progress import Progress
     from graphopt.verification import Reference
     from graphopt.verification import verify as compare
@@ -44,6 +46,19 @@ def verify(
     o.finite(tolerance, "--tolerance")
     o.finite(budget, "--budget")
     o.existing(samples, "samples file or folder")
+    if is_program(a):
+        if shapes:
+            raise OptionError("--shape: the shapes of a torch program are those of its example inputs and dynamic shapes")
+        from graphopt.programs.comparing import compare_with
+
+        with only_result(json):
+            runtime.resolve_provider(provider)
+            with Progress(quiet=quiet).stage("verifying"):
+                found, warnings = compare_with(
+                    a, b, effect=effect, samples=samples, tolerance=tolerance, budget=budget, provider=provider, threads=threads, seed=seed
+                )
+        return _told(a, b, found, warnings, json, quiet)
+    o.onnx_only(b, "graphopt verify with an ONNX model first")
     with only_result(json):
         runtime.resolve_provider(provider)
         original = load_model(a)
@@ -56,6 +71,10 @@ def verify(
             found = compare(
                 a, b, inputs, effect=effect, tolerance=tolerance, budget=budget, threads=threads, provider=provider, reference=reference
             ).to_dict()
+    return _told(a, b, found, warnings, json, quiet)
+
+
+def _told(a: Path, b: Path, found: dict[str, Any], warnings: list[str], json: bool, quiet: bool) -> int:
     result = {"a": str(a), "b": str(b), "verification": found, "warnings": warnings}
     if json:
         print_json(result)

@@ -55,6 +55,32 @@ def describe_captured(captured: Captured, path: str) -> dict[str, Any]:
     return {"path": path, "kind": "torch", "opset": None, "inputs": inputs, "outputs": outputs}
 
 
+def inspected(model: Path, top: int) -> dict[str, Any]:
+    """What `graphopt inspect` tells of a torch program: the report's "model", figures, the largest tensors, what a call changes."""
+    from graphopt.programs.capture import capture
+    from graphopt.programs.torch_side import require_torch
+
+    require_torch()
+    captured = capture(model)
+    program, signature = captured.program, captured.program.graph_signature
+    held = {**program.constants, **program.state_dict}
+    weights = [
+        {"name": name, "type": str(t.dtype).removeprefix("torch."), "shape": list(t.shape), "bytes": t.numel() * t.element_size()}
+        for name, t in held.items() if hasattr(t, "dtype")
+    ]  # fmt: skip
+    weights.sort(key=lambda w: (-w["bytes"], w["name"]))
+    return {
+        "model": describe_captured(captured, str(model)),
+        "metadata": {},
+        "functions": [],
+        **describe_program(program, model if model.is_file() else None),
+        "initializers": len(weights),
+        "largest": weights[:top],
+        "mutated": [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()],
+        "notes": list(captured.notes),
+    }
+
+
 def _shape(value: torch.Tensor, captured: Captured) -> list[int | str]:
     from graphopt.programs.naming import renamed
 

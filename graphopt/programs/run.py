@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError, OptionError
 from graphopt.pipeline.bisect import without_culprits
-from graphopt.programs.capture import capture, is_factory
+from graphopt.programs.capture import capture
 from graphopt.programs.captured import Captured
 from graphopt.programs.describe import describe_captured, describe_program
 from graphopt.programs.emit import to_onnx, to_pt2
@@ -54,19 +54,6 @@ class Optimized:
     module: torch.nn.Module
     onnx: Path | None
     candidates: tuple[Candidate, ...]
-
-
-def is_program(model: Path | str) -> bool:
-    """Whether a run on `model` is one on a torch program: a `.pt2`, or "module:factory" (a file of that name is a file)."""
-    path = Path(model)
-    return path.suffix.lower() == ".pt2" or (is_factory(str(model)) and not path.exists())
-
-
-def default_destination(model: Path, *, in_place: bool = False) -> Path:
-    """Where the result goes unless it is said: `model.opt.pt2` beside `model.pt2`, `factory.opt.onnx` in the current folder."""
-    if model.suffix.lower() == ".pt2":
-        return model if in_place else model.with_name(f"{model.stem}.opt.pt2")
-    return Path(f"{str(model).rpartition(':')[2]}.opt.onnx")
 
 
 def optimize_program(

@@ -41,6 +41,19 @@ def is_factory(source: str | os.PathLike[str]) -> bool:
     )
 
 
+def is_program(model: Path | str) -> bool:
+    """Whether a run on `model` is one on a torch program: a `.pt2`, or "module:factory" (a file of that name is a file)."""
+    path = Path(model)
+    return path.suffix.lower() == ".pt2" or (is_factory(model) and not path.exists())
+
+
+def default_destination(model: Path, *, in_place: bool = False) -> Path:
+    """Where the result goes unless it is said: `model.opt.pt2` beside `model.pt2`, `factory.opt.onnx` in the current folder."""
+    if model.suffix.lower() == ".pt2":
+        return model if in_place else model.with_name(f"{model.stem}.opt.pt2")
+    return Path(f"{str(model).rpartition(':')[2]}.opt.onnx")
+
+
 def open_source(source: Any, inputs: Any, shapes: Any) -> Source:
     """What `source` stands for.
 
