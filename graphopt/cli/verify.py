@@ -15,8 +15,8 @@ _SAME = ("identical", "equivalent", "within-budget")
 
 
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The original: what it computes is right. ONNX, a .pt2, or MODULE:FACTORY.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The model to judge: ONNX, or a .pt2 beside a torch original.", show_default=False)],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The original, which is right: ONNX, .pt2 or MODULE:FACTORY.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The model to judge; a .pt2 only beside one of torch.", show_default=False)],
     effect: Annotated[
         str,
         typer.Option(

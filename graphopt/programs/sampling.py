@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _JITTER = 0.05  # of the spread, on redrawn floats
-_CHOICES = 64  # whole numbers in a float input up to this many different ones are a set to choose from
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -102,6 +101,7 @@ class _Drawer:
 
     def __init__(self, captured: Captured, seed: int) -> None:
         self.captured = captured
+        self.examples = captured.tensors()
         self.facts = facts_of(captured.program)
         self.seed = seed
         self.drawn = 0
@@ -113,36 +113,44 @@ class _Drawer:
         feeds = {}
         for number, (name, tensor) in enumerate(resized.items()):
             rng = np.random.default_rng([self.seed, self.drawn, number])
-            feeds[name] = _redrawn(name, as_array(tensor, own=True), self.facts.get(name, Facts()), rng, lengths)
+            fitted = as_array(tensor, own=True)
+            feeds[name] = _redrawn(name, fitted, as_array(self.examples[name]), self.facts.get(name, Facts()), rng, lengths)
         at = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
         return Sample(feeds, "synthesized from the example inputs" + (f": {at}" if at else ""))
 
 
-def _redrawn(name: str, example: np.ndarray, facts: Facts, rng: np.random.Generator, lengths: dict) -> np.ndarray:
+def _redrawn(name: str, example: np.ndarray, given: np.ndarray, facts: Facts, rng: np.random.Generator, lengths: dict) -> np.ndarray:
+    """Values in the shape of `example`; what sort they are of `given`, which was not cut or repeated, tells."""
     if not example.size:
         return example
     if example.dtype.kind in "iub":
-        return _integers(name, example, facts, rng, lengths).astype(example.dtype)
+        return _integers(name, example, given, facts, rng, lengths).astype(example.dtype)
     if example.dtype.kind == "c":
         drawn = _floats(example.real, rng) + 1j * _floats(example.imag, rng)
         return drawn.astype(example.dtype)
     return _floats(example.astype(np.float64), rng).astype(example.dtype)
 
 
-def _integers(name: str, example: np.ndarray, facts: Facts, rng: np.random.Generator, lengths: dict) -> np.ndarray:
-    if facts.high is not None and facts.high >= facts.low and not _ordered(example):
+def _integers(
+    name: str, example: np.ndarray, given: np.ndarray, facts: Facts, rng: np.random.Generator, lengths: dict
+) -> np.ndarray:  # fmt: skip
+    if _ordered(given):  # positions, of which any other order would be nonsense
+        steps = given.flat[0] + np.arange(example.shape[-1])
+        most = steps[-1] if facts.high is None else facts.high
+        return np.broadcast_to(np.minimum(steps, most), example.shape)
+    if facts.high is not None and facts.high >= facts.low:
         # Type ids, of which there are a few, and ids of a vocabulary alike: anything that the table holds.
         return rng.integers(facts.low, facts.high + 1, size=example.shape)
     values = np.unique(example)
-    if set(values.tolist()) <= {0, 1} and example.ndim and ("mask" in name or _rowwise(example) or example.dtype == bool):
-        return _mask(example, rng, lengths)
-    if example.ndim == 0 or values.size == 1 or _ordered(example):
-        return example  # a size, a step, positions: what it may be is not known
+    if set(values.tolist()) <= {0, 1} and example.ndim and ("mask" in name or _rowwise(given) or example.dtype == bool):
+        return _mask(example, _rowwise(given) or given.ndim < 2, rng, lengths)
+    if example.ndim == 0 or values.size == 1:
+        return example  # a size, a step: what it may be is not known
     return rng.choice(values, size=example.shape)
 
 
 def _ordered(example: np.ndarray) -> bool:
-    """Whether the last axis counts up by one in every row: positions, of which any other order would be nonsense."""
+    """Whether the last axis counts up by one in every row."""
     return example.ndim > 0 and example.shape[-1] > 1 and example.dtype != bool and bool(np.all(np.diff(example, axis=-1) == 1))
 
 
@@ -151,9 +159,9 @@ def _rowwise(example: np.ndarray) -> bool:
     return example.ndim >= 2 and bool(np.all(np.diff(example.astype(np.int8), axis=-1) <= 0))
 
 
-def _mask(example: np.ndarray, rng: np.random.Generator, lengths: dict) -> np.ndarray:
+def _mask(example: np.ndarray, padding: bool, rng: np.random.Generator, lengths: dict) -> np.ndarray:
     """A mask of padding with other lengths, the same for all inputs of one shape; other masks with their rows in another order."""
-    if not _rowwise(example) and example.ndim >= 2:
+    if not padding:
         return rng.permutation(example, axis=0)
     shape = example.shape
     rows, length = (shape[0] if example.ndim > 1 else 1), shape[-1]
@@ -174,8 +182,7 @@ def _floats(example: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     low, high, spread = float(finite.min()), float(finite.max()), float(finite.std())
     if spread == 0.0:  # zeros or ones as a stand-in for anything: a scalar is a limit or a rate and stays
         return example if example.ndim == 0 or example.size == 1 else low + rng.standard_normal(shape)
-    values = np.unique(finite)
-    if values.size <= _CHOICES and np.array_equal(values, np.round(values)):
+    if np.array_equal(finite, np.round(finite)):  # pixels, counts, flags
         return rng.choice(finite, size=shape)
     drawn = rng.choice(finite, size=shape) + _JITTER * spread * rng.standard_normal(shape)
     return np.clip(drawn, low, high)

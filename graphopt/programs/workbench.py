@@ -9,7 +9,6 @@ from graphopt.errors import GraphoptError
 from graphopt.pipeline.runner import Candidate, run_pipeline
 from graphopt.programs.calling import Caller, raised
 from graphopt.programs.captured import Captured
-from graphopt.programs.emit import to_callable
 from graphopt.programs.measure import race_modules
 from graphopt.programs.verify import EagerModule, same_bits
 from graphopt.rewriting.base import Effect
@@ -68,15 +67,21 @@ class ProgramBench:
     def _made(self, candidate: Candidate) -> tuple[ExportedProgram, torch.nn.Module]:
         if self._last is None or self._last[0] is not candidate:
             program = candidate.model.graph.export() if candidate.changed else self.captured.program
-            self._last = candidate, program, to_callable(program)
+            self._last = candidate, program, self._module_of(program)
         return self._last[1], self._last[2]
+
+    @staticmethod
+    def _module_of(program: ExportedProgram) -> torch.nn.Module:
+        from graphopt.programs.module import as_module
+
+        return as_module(program)
 
     # --- what it computes ---------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Find out whether capture rounds, on the samples. A program that does not run shows when it is compared."""
         try:
-            caller = Caller(self.captured, to_callable(self.captured.program), threads=self.request.threads)
+            caller = Caller(self.captured, self._module_of(self.captured.program), threads=self.request.threads)
             exact = same_bits(self.reference, caller, self.samples)
         except GraphoptError:
             exact = True
