@@ -104,6 +104,7 @@ def refuse(request: Request, destination: Path | None) -> None:
         ("--shape", bool(request.shapes), "the shapes of a torch program are those of its example inputs and dynamic shapes"),
         ("--fix-initializers", request.fix_initializers, "a torch program has no initializers that a caller may override"),
         ("--metric", request.metric is not None, "measures of quality are taken of ONNX models"),
+        ("--calibration", request.calibration is not None and not to_onnx, "passes that calibrate work on ONNX models"),
         ("--bake", request.bake and not to_onnx, "only an ONNX model can be baked"),
         ("--provider", request.provider != "cpu" and not to_onnx, "only an ONNX model runs on a provider of ONNX Runtime"),
         ("--in-place", request.in_place and (to_onnx or request.model.suffix.lower() != ".pt2"), "there is no file to replace"),

@@ -100,7 +100,7 @@ def test_run_that_cannot_be_verified_exits_with_1(cli: Cli, tmp_path: Path) -> N
 def test_passes(cli: Cli) -> None:
     found = {p["name"]: p for p in cli("passes", "--json").json}
     assert found["eliminate-identity"]["effect"] == "exact"
-    assert found["eliminate-identity"]["kinds"] == ["onnx"]
+    assert found["inline-functions"]["kinds"] == ["onnx"] and found["fuse-conv-bn"]["kinds"] == ["onnx", "torch"]
     assert found["eliminate-identity"]["origin"].startswith("graphopt ")
     text = cli("passes").out
     for name in found:

@@ -78,7 +78,7 @@ def text() -> tuple[nn.Module, Captured]:
     module = Text().eval()
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     inputs = (torch.randint(3, 9, (2, 5)), mask, torch.zeros(2, 5, dtype=torch.int64))
-    return module, capture(module, inputs, dynamic_shapes=dict.fromkeys(("ids", "attention_mask", "kinds"), {0: "batch", 1: "seq"}))
+    return module, capture(module, inputs, dynamic_shapes={name: {0: "batch", 1: "seq"} for name in ("ids", "attention_mask", "kinds")})
 
 
 @cache
