@@ -18,6 +18,8 @@ from graphopt.settings import Settings
 if TYPE_CHECKING:
     import onnx
 
+# Bytes of a model up to which the runtime is asked to write its graph: it writes all the weights, too.
+_LARGEST = 512 << 20
 # Integer tensors up to this many elements are told apart by their values: they are shapes, axes, sizes.
 _SMALL = 64
 
@@ -40,7 +42,7 @@ def same_runtime_graph(
     *,
     threads: int = 0,
     provider: str = "cpu",
-    max_bytes: int = 256 << 20,
+    max_bytes: int = _LARGEST,
 ) -> bool | None:
     """Whether the runtime's own optimizations end with the same graph for both models.
 
@@ -61,7 +63,7 @@ def final_graph(
     threads: int = 0,
     provider: str = "cpu",
     settings: Settings | None = None,
-    max_bytes: int = 256 << 20,
+    max_bytes: int = _LARGEST,
 ) -> FinalGraph | None:
     """The graph that the runtime ends with; None where there is no telling, as for `same_runtime_graph`."""
     return None if _bytes_of(model) > max_bytes else _final(model, threads, provider, settings)

@@ -136,6 +136,8 @@ class Pass:
         providers: short names of the execution providers that it pays on ("cpu"); a preset leaves it out on others.
             Empty: all.
         measured: it can lose on some targets: a run that measures speed keeps it or undoes it by what it measures.
+        hides: the operators that it keeps the runtime from making ("com.microsoft::SkipLayerNormalization"). Where the runtime
+            makes no more of them without the pass, it has nothing to gain, and a run that measures undoes it.
         calibrates: it asks for statistics of values on calibration samples (`context.calibrate`).
         unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
     """
@@ -145,6 +147,7 @@ class Pass:
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     providers: ClassVar[frozenset[str]] = frozenset()
     measured: ClassVar[bool] = False
+    hides: ClassVar[frozenset[str]] = frozenset()
     calibrates: ClassVar[bool] = False
     unmeasured: ClassVar[str] = "keep"
 

@@ -82,21 +82,21 @@ def choose(
     few and mostly independent: one after the other is left out of the best so far.
     """
     end = clock() + seconds
-    defaults = {step.name: step.unmeasured == "keep" for step in passes if step.measured}
+    risky = {step.name: step for step in passes if step.measured}
     choices = []
     for name in applied_passes(candidate):
-        if name not in defaults:
+        if name not in risky:
             continue
-        left = end - clock()
-        if left <= 0 and defaults[name]:
+        left, default = end - clock(), risky[name].unmeasured == "keep"
+        if left <= 0 and default:
             nodes = count_nodes(candidate.model.graph)
             choices.append(Choice(name, True, "no time was left to measure it", nodes, nodes))
             continue
-        trial = leave_out(bench, candidate, name, min(_TRIAL_SECONDS, max(left, _TRIAL_SECONDS / 6)))
+        trial = leave_out(bench, candidate, name, min(_TRIAL_SECONDS, max(left, _TRIAL_SECONDS / 6)), hides=risky[name].hides)
         nodes_with, nodes_without = count_nodes(candidate.model.graph), count_nodes(trial.candidate.model.graph)
         speed = trial.speed
         alike = speed is None or (speed.low > 1 - _ALIKE and speed.high < 1 + _ALIKE)
-        otherwise = defaults[name] if nodes_with == nodes_without or not alike else nodes_with < nodes_without
+        otherwise = default if nodes_with == nodes_without or not alike else nodes_with < nodes_without
         if speed is not None and (speed.faster or speed.slower) and speed.faster != otherwise:
             speed = bench.race(trial.candidate, candidate, _TRIAL_SECONDS)
         shapes, where = None if speed is None else bench.shapes(), ""
@@ -106,7 +106,9 @@ def choose(
                 small = bench.race(trial.candidate, candidate, _SMALL_SECONDS, small=True)
             if small.faster or small.slower:
                 speed, shapes, where = small, bench.shapes(small=True), " on small inputs"
-        if speed is None:
+        if trial.idle:
+            kept, reason = False, f"the runtime makes no {_names(risky[name].hides)} without it either"
+        elif speed is None:
             kept, reason = otherwise, "the runtime ends with the same graph with and without it"
         elif speed.faster:
             kept, reason = True, f"it is faster{where}"
@@ -118,3 +120,7 @@ def choose(
         if not kept:
             candidate = trial.candidate
     return candidate, choices
+
+
+def _names(operators: Iterable[str]) -> str:
+    return " or ".join(sorted(op.split("::")[-1] for op in operators))

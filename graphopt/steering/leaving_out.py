@@ -36,17 +36,22 @@ class Trial:
         candidate: that candidate.
         speed: of the candidate with the pass beside it; None where the runtime ends with the same graph for both.
         operators: those that the runtime's graph has more or fewer of with the pass: how many with it, and without.
+        idle: the pass is there to keep operators from the runtime's graph, and that has none of them without it either.
     """
 
     candidate: Candidate
     speed: Speed | None
     operators: dict[str, tuple[int, int]] = field(default_factory=dict)
+    idle: bool = False
 
 
-def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float, *, small: bool = False) -> Trial:
+def leave_out(
+    bench: Bench, candidate: Candidate, name: str, seconds: float, *, small: bool = False, hides: frozenset[str] = frozenset()
+) -> Trial:
     """The candidate without a pass, and what the pass gained or lost, at the usual size or at the `small` one.
 
-    What counts is the graph that the runtime ends with: where it is the same, so is the speed, and nothing is timed.
+    What counts is the graph that the runtime ends with: where it is the same, so is the speed, and nothing is timed; nor
+    where none of the operators that the pass `hides` shows without it.
     """
     bench.tell(f"trying without {name}")
     trial = bench.build(replace(candidate.hold, passes=candidate.hold.passes | {name}))
@@ -58,6 +63,8 @@ def leave_out(bench: Bench, candidate: Candidate, name: str, seconds: float, *, 
     names = sorted(with_it.operators.keys() | without.operators.keys())
     counts = {op: (with_it.operators.get(op, 0), without.operators.get(op, 0)) for op in names}
     changed = {op: both for op, both in counts.items() if both[0] != both[1]}
+    if hides and not any(counts.get(op, (0, 0))[1] > counts.get(op, (0, 0))[0] for op in hides):
+        return Trial(trial, None, changed, idle=True)
     return Trial(trial, bench.race(trial, candidate, seconds, EVEN, small=small), changed)
 
 

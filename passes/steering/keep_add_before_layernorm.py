@@ -25,6 +25,7 @@ class KeepAddBeforeLayernorm(Rewrite):
     name = "keep-add-before-layernorm"
     providers = frozenset({"cpu"})
     measured = True
+    hides = frozenset({"com.microsoft::SkipLayerNormalization"})
 
     def patterns(self) -> Sequence[Pattern]:
         norms = op("LayerNormalization", op("Add", var("a"), var("b"), bind="add"), ..., bind="norm")

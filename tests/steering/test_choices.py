@@ -35,7 +35,16 @@ class Shy(Pass):
     unmeasured = "leave-out"
 
 
-STEPS = (Plain(), Risky(), Shy())
+@dataclass(frozen=True)
+class Hiding(Pass):
+    """Keeps the runtime from a fusion."""
+
+    name = "hiding"
+    measured = True
+    hides = frozenset({"com.microsoft::Fused"})
+
+
+STEPS = (Plain(), Risky(), Shy(), Hiding())
 
 
 def cost(**gains: float):
@@ -155,6 +164,15 @@ def test_what_it_hides_from_the_runtime_is_told() -> None:
     _, (choice,) = choose(bench, bench.build(), STEPS)
     assert choice.to_dict()["runtime_operators"] == {"Gemm": [12, 0], "com.microsoft::BiasGelu": [0, 12]}
     assert choice.text().endswith("; it hides patterns from the runtime's own fusions: BiasGelu 12 to 0")
+
+
+@pytest.mark.parametrize(("fused", "gain", "left"), [(12, 1.2, ["hiding"]), (12, 0.8, []), (0, 1.2, [])])
+def test_what_hides_nothing_from_the_runtime_is_undone_without_a_clock(fused: int, gain: float, left: list[str]) -> None:
+    bench = Passes(["hiding"], cost(hiding=gain), operators=lambda names: {"Sum": 12} if names else {"com.microsoft::Fused": fused})
+    best, (choice,) = choose(bench, bench.build(), STEPS)
+    assert applied(best) == left
+    assert bool(bench.raced) == bool(fused)
+    assert (choice.reason == "the runtime makes no Fused without it either") == (not fused)
 
 
 def test_when_time_is_over_the_passes_own_word_counts() -> None:
