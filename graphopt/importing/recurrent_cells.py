@@ -79,7 +79,7 @@ def lstm_cell(
     w: Tensor, r: Tensor, b: Tensor | None, p: Tensor | None, names: list[str] | None, alpha: list[float] | None,
     beta: list[float] | None, clip: float | None, input_forget: bool,
 ) -> Cell:  # fmt: skip
-    """Gates input, output, forget, cell; peepholes input, output, forget."""
+    """Gates input, output, forget, cell; peepholes input, output, forget. The gates are clipped, the cell is not (ONNX Runtime)."""
     functions = _activations(names, ["Sigmoid", "Tanh", "Tanh"], w.shape[0], alpha, beta)
     clipped = _clipper(clip)
 
@@ -97,7 +97,7 @@ def lstm_cell(
         after = forget * cell + i * g(clipped(new))
         if holes is not None:
             o = o + holes[1] * after
-        return [f(clipped(o)) * h(clipped(after)), after]
+        return [f(clipped(o)) * h(after), after]
 
     return step
 

@@ -108,15 +108,14 @@ def _while(
     outside = tuple(as_tensors(captures))
     start = (torch.zeros((), dtype=torch.int64), going.clone(), *(v.clone() for v in as_tensors(carried)))
 
-    def goes_on(step: Tensor, going: Tensor, *rest: Tensor) -> Tensor:
-        return torch.logical_and(going, step < rest[-1])
+    def goes_on(step: Tensor, going: Tensor, *state: Tensor) -> Tensor:
+        return torch.logical_and(going, step < last)
 
-    def one(step: Tensor, going: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        state, around = rest[: len(carried)], rest[len(carried) : -1]
-        found = as_tensors(body(step, going, *state, *around))
+    def one(step: Tensor, going: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        found = as_tensors(body(step, going, *state, *outside))
         return (step + 1, found[0].reshape(()).clone(), *(f.clone() for f in found[1:]))
 
-    return tuple(while_loop(goes_on, one, start, (*outside, last)))[2:]
+    return tuple(while_loop(goes_on, one, start))[2:]
 
 
 @operator("Scan", since=8, hosts=True, several=True)
