@@ -60,7 +60,7 @@ def convert(
         reference.close()
         if found.verification is not None and found.verification.verdict != "different":
             with progress.stage("writing"), _timed(seconds, "save"):
-                written = to_pt2(found.captured.program, output, source=model)
+                written = to_pt2(found.captured.program, output, found.captured, source=model)
     found.notes += warnings
     result = _result(original, found, written, seconds)
     if json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError
 from graphopt.programs.expressions import is_arithmetic
+from graphopt.programs.naming import NAMES
 from graphopt.programs.torch_side import quiet
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 _EXPORT = "save the program with torch.export.save(program, 'model.pt2')"
 
 
-def load_program(path: Path) -> ExportedProgram:
-    """The exported program of a `.pt2` archive. The file is not modified.
+def load_program(path: Path) -> tuple[ExportedProgram, str]:
+    """The exported program of a `.pt2` archive, and the names kept with it ("" where there are none). The file is not modified.
 
     Parts of an archive that torch would unpickle freely, or run as compiled code, are refused: an archive of plain
     tensors and a graph has none.
@@ -32,12 +33,13 @@ def load_program(path: Path) -> ExportedProgram:
     written_by = _check(path)
     try:
         with quiet():
-            program = torch.export.load(path)
+            extra = {NAMES: ""}
+            program = torch.export.load(path, extra_files=extra)
     except KeyError:
         raise InputError(f"{path}: holds no program under the name 'model': {_EXPORT}") from None
     except Exception as error:  # torch's reader raises whatever it meets: assertions, attribute and key errors
         raise InputError(f"{path}: cannot be read as an exported program: {_why(error, written_by)}") from error
-    return program
+    return program, extra[NAMES] if isinstance(extra[NAMES], str) else extra[NAMES].decode("utf-8", "replace")
 
 
 def _why(error: BaseException, written_by: str) -> str:

@@ -52,19 +52,24 @@ class Arguments:
 
         return Arguments(tuple(leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves), self.spec)
 
-    def shuffled(self) -> Arguments:
-        """With the elements of every tensor in another order: other values, each of which is one that the tensor had."""
+    def varied(self) -> Arguments:
+        """With the elements of every tensor in another order: other values, each of which is one that the tensor had.
+
+        A tensor of real numbers that are all the same, a placeholder's zeros, gets normal ones.
+        """
         import torch
 
         generator = torch.Generator().manual_seed(0)
-        leaves = [self._permuted(leaf, generator) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
+        leaves = [self._other(leaf, generator) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
         return Arguments(tuple(leaves), self.spec)
 
     @staticmethod
-    def _permuted(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _other(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         import torch
 
         if tensor.numel() < 2:
             return tensor
+        if tensor.is_floating_point() and bool((tensor == tensor.reshape(-1)[0]).all()):
+            return torch.randn(tensor.shape, generator=generator).to(tensor)
         order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
         return tensor.detach().reshape(-1)[order].reshape(tensor.shape)

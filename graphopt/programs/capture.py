@@ -54,6 +54,7 @@ def capture(
         found, names = Found(opened.program), {}
         reference, eager = opened.program.module(), False
         arguments = Arguments.of(args, kwargs)
+        check_runs(reference, arguments, opened.what)
     else:
         assert opened.module is not None
         part = training_module(opened.module)
@@ -97,7 +98,7 @@ def _described(
     notes: list[str], outputs: Sequence[str] | None,
 ) -> Captured:  # fmt: skip
     from graphopt.programs.failures import explain
-    from graphopt.programs.naming import name_dims, name_outputs
+    from graphopt.programs.naming import kept_names, name_dims, name_outputs
     from graphopt.programs.tracing import ExportError, functional, tensor_inputs
 
     try:
@@ -106,7 +107,9 @@ def _described(
         raise InputError(explain(error.__cause__ or error, opened.what)) from error
     nodes = tensor_inputs(program)
     inputs = tuple(node.name for node in nodes)
-    named = name_dims(program, {(inputs[which], axis): name for (which, axis), name in given.items()}, found.lowest)
+    dims, lowest, kept = kept_names(opened.names, program)
+    dims |= {(inputs[which], axis): name for (which, axis), name in given.items()}
+    named = name_dims(program, dims, lowest | found.lowest)
     args, kwargs = arguments.structured()
     return Captured(
         program=program,
@@ -115,7 +118,7 @@ def _described(
         args=args,
         kwargs=kwargs,
         inputs=inputs,
-        outputs=name_outputs(program, inputs, outputs, opened.what),
+        outputs=name_outputs(program, inputs, outputs if outputs is not None else kept, opened.what),
         dims=named.dims,
         ranges=named.ranges,
         worked={named.symbols[symbol]: tuple(sorted(sizes)) for symbol, sizes in found.worked.items() if symbol in named.symbols},

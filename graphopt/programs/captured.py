@@ -19,9 +19,9 @@ class Captured:
     """What :func:`graphopt.programs.capture.capture` made of a source.
 
     ``program`` is functional and lifted: no operator writes into a tensor, buffers that change are outputs named by the
-    graph signature, and parameters, buffers and constants are placeholders. ``reference`` is the user's own module in
-    eval mode where there is one (``is_eager``), else the untouched program as a module; call it under
-    :func:`graphopt.programs.torch_side.preserved`, since it may write into its buffers.
+    graph signature, and parameters, buffers and constants are placeholders. ``reference`` is the user's own module
+    where there is one (``is_eager``), else the untouched program as a module; call it under
+    :func:`graphopt.programs.torch_side.preserved`, since it may be in training mode and may write into its buffers.
 
     ``inputs`` names the tensor inputs, in the order in which the program takes them, after the arguments of
     ``forward``; ``outputs`` the tensors that it gives. ``dims`` says which axes are dynamic,

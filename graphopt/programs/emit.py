@@ -15,7 +15,7 @@ from graphopt.errors import InputError, OptionError, OutputError
 from graphopt.formats import save_model
 from graphopt.model import Model, iter_graphs
 from graphopt.programs.captured import Captured
-from graphopt.programs.naming import renamed
+from graphopt.programs.naming import NAMES, names_of, renamed
 from graphopt.programs.onnx_ready import ready
 from graphopt.programs.torch_side import forget_dispatch, quiet, require_torch
 
@@ -128,9 +128,16 @@ def _name_dims(graph: ir.Model, captured: Captured) -> None:
 
 
 def to_pt2(
-    program: ExportedProgram, path: os.PathLike[str] | str, *, source: os.PathLike[str] | str | None = None, in_place: bool = False
+    program: ExportedProgram,
+    path: os.PathLike[str] | str,
+    captured: Captured | None = None,
+    *,
+    source: os.PathLike[str] | str | None = None,
+    in_place: bool = False,
 ) -> Path:
     """Write the program as a `.pt2`, beside the target first and then renamed to it; returns the path.
+
+    The names that `captured` has for dims and outputs go into the archive, where `capture` finds them again.
 
     Raises:
         OutputError: the target is `source`, the file that the program came from (without `in_place`), or cannot be written.
@@ -152,7 +159,7 @@ def to_pt2(
         raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
     try:
         with quiet():
-            torch.export.save(program, made)
+            torch.export.save(program, made, extra_files=None if captured is None else {NAMES: names_of(captured)})
         os.chmod(made, 0o666 & ~_umask())
         os.replace(made, target)
     except OSError as error:

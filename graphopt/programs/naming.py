@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,12 @@ from graphopt.programs.tracing import dynamic_axes, range_of, tensor_inputs
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from graphopt.programs.captured import Captured
+
+
+#: The file in a `.pt2` that keeps what a program itself does not: the names of its dims and outputs, and their lowest sizes.
+NAMES = "graphopt.json"
 
 
 @dataclass
@@ -61,8 +69,6 @@ def name_dims(program: ExportedProgram, given: Mapping[tuple[str, int], str], lo
 
 def renamed(expression: str, symbols: Mapping[str, str]) -> str:
     """An expression in torch's symbols in our names."""
-    import re
-
     return re.sub(r"[A-Za-z_]\w*", lambda match: symbols.get(match[0], match[0]), expression)
 
 
@@ -125,3 +131,30 @@ def _path(path: tuple[Any, ...]) -> str:
     parts = [str(getattr(step, "key", getattr(step, "name", getattr(step, "idx", "")))) for step in path]
     text = "_".join(part for part in parts if part)
     return f"output_{text}" if text[:1].isdigit() else text or "output"
+
+
+def names_of(captured: Captured) -> str:
+    """What :data:`NAMES` holds."""
+    dims = [[name, axis, dim] for name, axes in captured.dims.items() for axis, dim in axes.items() if dim in captured.ranges]
+    lowest = {name: low for name, (low, _) in captured.ranges.items()}
+    return json.dumps({"dims": dims, "lowest": lowest, "outputs": list(captured.outputs)})
+
+
+def kept_names(text: str, program: ExportedProgram) -> tuple[dict[tuple[str, int], str], dict[str, int], tuple[str, ...] | None]:
+    """Names of dims by input and axis, lowest sizes by torch's symbol, and names of outputs, as far as they fit the program."""
+    try:
+        held = json.loads(text)
+        asked = {(str(name), int(axis)): str(dim) for name, axis, dim in held["dims"]}
+        sizes = {str(name): int(low) for name, low in held["lowest"].items()}
+        outputs = tuple(str(name) for name in held["outputs"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}, {}, None
+    dims: dict[tuple[str, int], str] = {}
+    lowest: dict[str, int] = {}
+    for axis in dynamic_axes(program):
+        name = asked.get((axis.input, axis.axis))
+        if name is not None and name.isidentifier() and axis.size.is_Symbol:
+            dims[axis.input, axis.axis] = name
+            lowest[str(axis.size)] = max(sizes.get(name, 2), 1)
+    fits = len(outputs) == sum(isinstance(name, str) for name in program.graph_signature.user_outputs)
+    return dims, lowest, outputs if fits and len(set(outputs)) == len(outputs) else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """One of `module` and `program`; `what` names it in messages, `name` in files."""
+    """One of `module` and `program`; `what` names it in messages, `name` in files; `names` is what was kept with a program."""
 
     what: str
     name: str
@@ -30,6 +30,7 @@ class Source:
     program: ExportedProgram | None = None
     inputs: Any = None
     shapes: Any = None
+    names: str = ""
 
 
 def is_factory(source: str | os.PathLike[str]) -> bool:
@@ -69,7 +70,8 @@ def open_source(source: Any, inputs: Any, shapes: Any) -> Source:
         from graphopt.programs.archives import load_program
 
         path = Path(source)
-        return Source(str(path), path.stem, program=load_program(path), inputs=inputs, shapes=shapes)
+        program, names = load_program(path)
+        return Source(str(path), path.stem, program=program, inputs=inputs, shapes=shapes, names=names)
     if isinstance(source, ExportedProgram):
         return Source("the exported program", "program", program=source, inputs=inputs, shapes=shapes)
     if isinstance(source, torch.jit.ScriptModule):
@@ -175,9 +177,10 @@ def arguments_of(inputs: Any, source: Source) -> tuple[tuple[Any, ...], dict[str
     import torch
 
     if inputs is None:
-        if source.program is not None and source.program.example_inputs is not None:
-            args, kwargs = source.program.example_inputs
-            return tuple(args), dict(kwargs)
+        if source.program is not None:
+            from graphopt.programs.tracing import inputs_of
+
+            return inputs_of(source.program)
         raise InputError(f"{source.what}: needs example inputs: a tuple in the order of forward's arguments, a dict by name, or one tensor")
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)

@@ -54,7 +54,8 @@ def forget_dispatch() -> None:
 
 @contextlib.contextmanager
 def preserved(module: torch.nn.Module) -> Iterator[set[str]]:
-    """Run `module` inside without gradients, and find it as it was after: buffers, attributes, and lists and dicts among them.
+    """Run `module` inside in eval mode and without gradients, and find it as it was after: its mode, buffers, attributes,
+    and lists and dicts among them.
 
     What it prints goes to standard error. The set that is given holds, after, the names of attributes that were
     changed and put back; buffers are not among them, for those may change.
@@ -62,13 +63,14 @@ def preserved(module: torch.nn.Module) -> Iterator[set[str]]:
     import torch
 
     changed: set[str] = set()
-    parts = [(name, part, _state(part)) for name, part in module.named_modules()]
-    try:
-        with kept_buffers(module), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
-            yield changed
-    finally:
-        for name, part, before in parts:
-            changed.update(f"{name}.{key}" if name else key for key in _put_back(part, before))
+    with in_eval_mode(module):
+        parts = [(name, part, _state(part)) for name, part in module.named_modules()]
+        try:
+            with kept_buffers(module), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+                yield changed
+        finally:
+            for name, part, before in parts:
+                changed.update(f"{name}.{key}" if name else key for key in _put_back(part, before))
 
 
 @contextlib.contextmanager

@@ -117,3 +117,37 @@ def range_of(program: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int |
         return 0, None
     low, high = (int(end) if isinstance(end, int) or end.is_Integer else None for end in (known.lower, known.upper))
     return max(low or 0, 0), None if high is None or high >= _UNBOUNDED else high
+
+
+def inputs_of(program: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs of a program; where it has none, seeded ones of its sizes: normal numbers, zeros for integers."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        return tuple(args), dict(kwargs)
+    generator = torch.Generator().manual_seed(0)
+    leaves: list[Any] = []
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for name in program.graph_signature.user_inputs:
+        value = placeholders[name].meta.get("val") if isinstance(name, str) and name in placeholders else name
+        if isinstance(value, torch.Tensor):
+            shape = [_some_size(program, size) for size in value.shape]
+            drawn = torch.randn(shape, generator=generator) if value.is_floating_point() else torch.zeros(shape)
+            value = drawn.to(value.dtype).to(value.device)
+        leaves.append(value)
+    return pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+
+
+def _some_size(program: ExportedProgram, size: Any) -> int:
+    """A size in the range of a symbolic one: 4, or the end of the range that is nearest to it."""
+    expression = expression_of(size)
+    if expression is None:
+        return int(size)
+    known = {str(symbol): symbol for symbol in program.range_constraints}
+    chosen = {}
+    for symbol in expression.free_symbols:
+        low, high = range_of(program, known[str(symbol)]) if str(symbol) in known else (0, None)
+        chosen[symbol] = min(max(4, low), high if high is not None else max(4, low))
+    return int(expression.subs(chosen))

@@ -11,6 +11,7 @@ from torch.export import Dim  # noqa: E402
 
 from graphopt.errors import InputError, OptionError  # noqa: E402
 from graphopt.programs.capture import Captured, capture  # noqa: E402
+from graphopt.programs.torch_side import preserved  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +175,10 @@ def test_training_mode_is_refused_unless_eval_is_asked_for() -> None:
     captured = capture(module, torch.randn(1, 3, 8, 8), eval=True)
     assert module.norm.training and not module.training and int(module.norm.num_batches_tracked) == 0
     assert "captured as in eval mode" in captured.notes[0]
+    x = torch.randn(2, 3, 8, 8)
+    with preserved(captured.reference):
+        torch.testing.assert_close(captured.reference(x), captured.program.module()(x))
+    assert module.norm.training and int(module.norm.num_batches_tracked) == 0
 
 
 class Remembers(nn.Module):

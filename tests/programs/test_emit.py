@@ -200,16 +200,19 @@ class Tied(nn.Module):
         return self.head(torch.tanh(self.words(ids)))
 
 
-def test_pt2_keeps_the_state_dict_and_the_dims(tmp_path: Path) -> None:
+def test_pt2_keeps_the_state_dict_and_the_names(tmp_path: Path) -> None:
     module = Tied().eval()
-    captured = capture(module, torch.randint(0, 11, (2, 5)))
-    saved = capture(to_pt2(captured.program, tmp_path / "net.pt2"))
+    stated = {"ids": {0: "lines", 1: "words"}}
+    captured = capture(module, torch.randint(0, 11, (2, 5)), dynamic_shapes=stated, outputs=("scores",))
+    saved = capture(to_pt2(captured.program, tmp_path / "net.pt2", captured))
+    assert saved.dims == {"ids": {0: "lines", 1: "words"}} and saved.outputs == ("scores",)
+    assert saved.ranges == captured.ranges
     assert set(saved.program.state_dict) == {"words.weight", "head.weight"} and saved.dims == captured.dims
     assert set(to_callable(captured.program).state_dict()) == set(module.state_dict())
     ids = torch.randint(0, 11, (3, 7))
     torch.testing.assert_close(saved.reference(ids), module(ids))
     to_onnx(captured.program, captured, tmp_path / "net.onnx")
-    check_onnx(module, captured, tmp_path / "net.onnx", {"batch": 4, "seq": 2})
+    check_onnx(module, captured, tmp_path / "net.onnx", {"lines": 4, "words": 2})
 
 
 def test_pt2_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -237,7 +240,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "net.pt2"
     path.write_bytes(b"old")
 
-    def fails(program: object, file: str) -> None:
+    def fails(program: object, file: str, **_: object) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

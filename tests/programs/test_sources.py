@@ -174,3 +174,17 @@ def test_without_torch_one_line_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"need torch, which is not installed: pip install 'graphopt\[torch\]'$"):
         capture("model.pt2")
+
+
+def test_a_program_without_example_inputs_gets_some_of_its_sizes() -> None:
+    dims = {0: torch.export.Dim("rows", min=6, max=9)}
+    program = torch.export.export(nn.Embedding(5, 3).eval(), (torch.zeros(6, 2, dtype=torch.int64),), dynamic_shapes=(dims,))
+    program.example_inputs = None
+    captured = capture(program)
+    assert captured.tensors()["input"].tolist() == [[0, 0]] * 6
+
+
+def test_example_inputs_that_a_program_does_not_take() -> None:
+    program = torch.export.export(Net().eval(), (torch.randn(3, 4),))
+    with pytest.raises(InputError, match="the exported program: fails on the example inputs"):
+        capture(program, torch.randn(3, 5))
