@@ -181,5 +181,7 @@ def _umask() -> int:
 def to_callable(program: ExportedProgram) -> torch.nn.Module:
     """The program as a module: called as the one that was captured, under the names of its state dict."""
     require_torch()
+    from graphopt.programs.in_place import written_in_place
+
     with quiet():
-        return program.module()
+        return written_in_place(program.module())
