@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -14,6 +15,9 @@ from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, 
 from . import parallel
 from .linear import DEFAULT_GROWTH, GROWTH_HELP, read
 from .parallel import Branch
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _BLOCK = 16  # channels that the runtime computes at a time, and rounds up to, where vectors hold 16 floats
 _FIXED = 200_000  # multiply-adds in the time that the nodes of a small model take in any case
@@ -34,6 +38,7 @@ class MergeParallelConvs(Rewrite):
 
     name = "merge-parallel-convs"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
     measured = True
 
     min_saving: int = option(
@@ -43,6 +48,11 @@ class MergeParallelConvs(Rewrite):
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Conv", var("x"), ...),)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import merge_parallel_convs
+
+        merge_parallel_convs.run(context, self.max_growth_bytes)
 
     def run(self, context: Context) -> None:
         for nodes in parallel.groups(context, ("Conv",), _key):
