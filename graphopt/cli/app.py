@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphopt.cli import bench, bisect, convert, diff, export, inspect, new_pass, passes, run, verify
+from graphopt.cli import bench, bisect, compress, convert, diff, export, inspect, new_pass, passes, run, verify
 
 _app = typer.Typer(
     name="graphopt", add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -35,6 +35,7 @@ def _graphopt(
 for _name, _function in (
     ("run", run.run),
     ("export", export.export),
+    ("compress", compress.compress),
     ("passes", passes.passes),
     ("inspect", inspect.inspect),
     ("convert", convert.convert),

@@ -1,0 +1,6 @@
+"""Compression with recovery: how much can be cut for the quality that may be lost, found by trying."""
+
+from graphopt.compression.job import CompressionRequest, compress
+from graphopt.compression.search import Trial, search
+
+__all__ = ["CompressionRequest", "Trial", "compress", "search"]
