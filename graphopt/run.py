@@ -129,6 +129,7 @@ class Run:
                 with stage("bench", "tuning the session"):
                     tuned = self._tuned(candidate)
             found.quality = self.bench.quality(candidate)
+            self._integers(candidate)
             with stage("save", f"saving {request.destination.name}"):
                 self._save(candidate, tuned)
         if found.baked is not None:  # what it refers to is gone with the folder it was baked in
@@ -185,6 +186,15 @@ class Run:
         bench.samples = found.samples
         if found.failure:
             self.found.unverified(found.failure)
+
+    def _integers(self, candidate: Candidate) -> None:
+        """Say which integer kernels the runtime makes of what passes quantized."""
+        from graphopt.measurement import on_integers
+
+        if any(n.op_type == "QuantizeLinear" for n in candidate.model.graph.graph.all_nodes()):
+            final = self.bench.graph_of(candidate)
+            if final is not None:
+                self.found.notes.append(on_integers(final))
 
     def _calibrates(self) -> bool:
         return any(step.calibrates for pipeline in (self.pipeline, *self.others) for step in pipeline.steps)

@@ -63,7 +63,7 @@ class Statistics:
         if not self.elements:
             return "it has no elements in any calibration sample"
         if self.constant:
-            return f"it is {self.low:g} everywhere in all calibration samples"
+            return f"it is {self.low + 0.0:g} everywhere in all calibration samples"
         return None
 
     def range(self, method: str = "min-max", *, symmetric: bool = False, bits: int = 8, percent: float = 99.999) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +24,9 @@ from graphopt.rewriting import (
     use_count,
 )
 
+from .arithmetic import channel_axis, pack
+
 _TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
-_CHUNK = 1 << 20  # elements that are in double precision at a time
-_TOP = 127  # symmetric: -128 is not used, so that a weight and its negative have the same error
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class QuantizeWeights(Pass):
         guards.require(not is_sparse(tensor), f"the weight {value.name!r} is stored sparse")
         guards.require(not value.is_graph_output(), f"the weight {value.name!r} is also a graph output")
         gathered = node.op_type == "Gather"
-        axis = _channel_axis(node, place, len(tensor.shape)) if self.granularity == "channel" else None
+        axis = channel_axis(node, place, len(tensor.shape)) if self.granularity == "channel" else None
         uses = [(usage.node, usage.idx) for usage in value.uses()]
         for other, i in uses:
             if i not in _weight_inputs(other) or not same_domain(other.domain, "") or (other.op_type == "Gather") != gathered:
@@ -92,7 +91,7 @@ class QuantizeWeights(Pass):
             if gathered and guards.attribute(other, "axis", 0) not in (0, -len(tensor.shape)):
                 raise Refuse("it does not read rows of the table")
             _guard_opset(context.opset(other, ""), tensor.dtype, axis)
-        packed, scale, snr = _pack(tensor, axis)
+        packed, scale, snr = pack(tensor, axis)
         size = packed.nbytes + scale.nbytes
         guards.require(size < tensor.nbytes, "the scales would take more than the weight saves")
         guards.require(snr >= self.min_snr, f"the signal-to-noise ratio would be {snr:.1f} dB")
@@ -146,54 +145,9 @@ def _weight_inputs(node: ir.Node) -> tuple[int, ...]:
     return (0,) if node.op_type == "Gather" else (1,) if node.op_type in _TYPES else ()
 
 
-def _channel_axis(node: ir.Node, place: int, rank: int) -> int:
-    """The axis of a weight along which its output channels lie."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        # [Cin, Cout/g, ...]: with groups an index of axis 1 stands for a channel of each group; axis 0 tells them apart.
-        return 1 if guards.attribute(node, "group", 1) == 1 else 0
-    if node.op_type == "Gemm":
-        return 0 if guards.attribute(node, "transB", 0) else 1
-    return rank - 2 if node.op_type == "MatMul" and place == 0 else rank - 1
-
-
 def _guard_opset(opset: int, dtype: ir.DataType, axis: int | None) -> None:
     """Refuse what DequantizeLinear cannot do at an opset."""
     guards.require(opset >= 10, f"opset {opset} has no DequantizeLinear (10 has)")
     guards.require(axis is None or opset >= 13, f"opset {opset} has no scale per channel (13 has); see the option granularity")
     guards.require(dtype != ir.DataType.DOUBLE, "DequantizeLinear does not give double precision")
     guards.require(dtype == ir.DataType.FLOAT or opset >= 19, f"DequantizeLinear does not give {dtype.name} at opset {opset} (19 does)")
-
-
-def _pack(tensor: ir.TensorProtocol, axis: int | None) -> tuple[np.ndarray, np.ndarray, float]:
-    """The int8 values, the scales in the type of the weight, and the signal-to-noise ratio in dB."""
-    mapped = isinstance(tensor, ir.ExternalTensor) and tensor.raw is None
-    weight = tensor.numpy()
-    try:
-        return _pack_array(weight, axis)
-    finally:
-        if mapped:
-            del weight
-            tensor.release()  # type: ignore[union-attr]
-
-
-def _pack_array(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray, float]:
-    step = max(1, _CHUNK // max(1, weight[0].size))
-    parts = [slice(start, start + step) for start in range(0, weight.shape[0], step)]
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    tops = [np.abs(weight[part].astype(np.float64)).max(axis=others, keepdims=True) for part in parts]
-    top = np.concatenate(tops) if axis == 0 else np.max(tops, axis=0)
-    guards.finite(top, "the scales")
-    scale = (top / _TOP).astype(weight.dtype)
-    # A channel of zeros, or of numbers too small for a scale of its own, becomes zeros.
-    scale[np.abs(scale) < np.finfo(np.float32).tiny] = 1
-    packed = np.empty(weight.shape, np.int8)
-    signal = noise = 0.0
-    for part in parts:
-        wide, by = weight[part].astype(np.float64), (scale[part] if axis == 0 else scale).astype(np.float64)
-        packed[part] = np.clip(np.rint(wide / by), -_TOP, _TOP)
-        signal += float((wide**2).sum())
-        noise += float(((packed[part] * by - wide) ** 2).sum())
-    snr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else 0.0
-    return packed, scale.reshape(() if axis is None else -1), snr

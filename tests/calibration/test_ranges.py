@@ -150,7 +150,7 @@ def test_entropy_has_the_least_divergence(name: str) -> None:
     made = Histogram(128)
     made.add(x, float(x.min()), float(x.max()))
     _, top = ranges.entropy(made, float(x.min()), float(x.max()), 31, symmetric=True)
-    _, counts = ranges._mirrored(made)
+    counts = ranges._without_zeros(*ranges._mirrored(made))
     halves = range(16, len(counts) // 2 + 1)
     best = min(halves, key=lambda half: divergence(counts, half, 31))
     assert top == pytest.approx(min(best * made.width, float(np.abs(x).max())))
@@ -166,6 +166,11 @@ def test_entropy_agrees_with_onnx_runtime(name: str) -> None:
     low, high = collector("entropy").get_entropy_threshold((counts, edges, x.min(), x.max(), 0), 128)[:2]
     _, top = ranges.entropy(made, float(x.min()), float(x.max()), 128, symmetric=True)
     assert top == pytest.approx(max(-low, high), rel=0.35)
+
+
+def test_entropy_is_not_led_astray_by_zeros() -> None:
+    x = np.concatenate([np.zeros(200_000), np.abs(RNG.standard_normal(40_000))]).astype(np.float32)
+    assert seen(x).range("entropy")[1] > 2.5
 
 
 def test_bad_requests() -> None:

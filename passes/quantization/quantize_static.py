@@ -1,0 +1,229 @@
+"""int8 by calibration: products on integers, with ranges that were seen on samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.rewriting import Context, Editor, Effect, Match, Pass, Refuse, constant_tensor, guards, option
+
+from .arithmetic import TOP, Grid, activation_grid, channel_axis, least_scale, pack, pack_bias
+from .regions import MOVED, Unit, find_units
+
+#: Instruction sets with sums of products of unsigned and signed bytes that cannot overflow 16 bits on the way.
+_EXACT = ("amx-int8", "avx512-vnni", "avx-vnni", "neon", "neon-dotprod", "neon-i8mm")
+_REDUCED = 63  # 255 * 63 * 2 < 2**15
+
+
+@dataclass(frozen=True)
+class QuantizeStatic(Pass):
+    """Run Conv, Gemm and MatMul with constant weights, and what stands between them, on 8-bit integers.
+
+    Written as QuantizeLinear and DequantizeLinear pairs, of which the runtime makes integer kernels. Weights are
+    symmetric, by output channel; activations have a zero point, and the range that the calibration samples show; biases
+    are int32. Results that only float operators read stay in float where the runtime has a kernel for that.
+    """
+
+    name = "quantize-static"
+    effect = Effect.LOSSY
+    calibrates = True
+
+    method: str = option("mse", "how ranges are chosen", choices=("min-max", "moving-average", "percentile", "entropy", "mse"))
+    granularity: str = option("channel", "one scale a channel of a weight or one a weight", choices=("channel", "tensor"))
+    activations: str = option("auto", "integer type; auto: int8 on ARM, uint8 elsewhere", choices=("auto", "uint8", "int8"))
+    reduce_range: str = option("auto", "weights in 7 bits; auto: where the target's sums could overflow", choices=("auto", "yes", "no"))
+
+    def run(self, context: Context) -> None:
+        units = find_units(context, self.granularity == "channel")
+        if any(unit.anchor for unit in units):
+            _Quantization(self, context, units).carry_out()
+        elif not context.index.of_types(("DequantizeLinear",)):
+            context.log.note("nothing to quantize: no Conv, Gemm or MatMul with constant weights that the runtime could run on integers")
+
+    def signed(self, isa: str) -> bool:
+        """Whether activations are int8."""
+        return self.activations == "int8" or (self.activations == "auto" and isa.startswith("neon"))
+
+    def top(self, isa: str, signed: bool) -> int:
+        """The largest integer of a weight."""
+        saturates = not signed and isa not in _EXACT
+        return _REDUCED if self.reduce_range == "yes" or (self.reduce_range == "auto" and saturates) else TOP
+
+
+class _Quantization:
+    """One run of the pass over one graph."""
+
+    def __init__(self, options: QuantizeStatic, context: Context, units: list[Unit]) -> None:
+        self.options, self.context, self.units = options, context, units
+        isa = context.tools.target.isa if context.tools.target is not None else "unknown"
+        self.signed = options.signed(isa)
+        self.top = options.top(isa, self.signed)
+        self.isa = isa
+        self.axis_of = (lambda node, rank: channel_axis(node, 1, rank)) if options.granularity == "channel" else (lambda node, rank: None)
+        self.grids: dict[ir.Value, Grid] = {}  # of values as they were, and of what stands for them now
+        self.rounded: dict[ir.Value, ir.Value] = {}  # value -> the same, rounded to its grid
+        self.weights: dict[ir.Value, tuple[ir.Value, np.ndarray]] = {}  # weight -> dequantized, scales
+        self.made: set[ir.Value] = set()  # what stands for values on their grids
+        self.nodes: set[ir.Node] = set()  # that were made here
+        self.snr: list[tuple[float, str]] = []
+        self.done = 0
+
+    def carry_out(self) -> None:
+        self._calibrate()
+        self._leave_out()
+        for unit in self.units:
+            if not self.context.log.permit(unit.node):
+                continue
+            self.context.log.settled(unit.node)
+            self._quantize(unit)
+            self.done += unit.anchor
+        if self.done:
+            worst, beside = min(self.snr), self._beside()
+            kind = "int8" if self.signed else "uint8"
+            self.context.log.note(
+                f"{self.done} products on integers, {kind} by {self.options.method}, weights in {8 if self.top == TOP else 7} bits for "
+                f"{self.isa}; signal-to-noise ratio of the weights {worst[0]:.1f} dB at worst ({worst[1]})"
+                + (f"; float operators that values are converted for: {beside}" if beside else "")
+            )
+
+    def _beside(self) -> str:
+        """The float operators at which integers begin or end, by type, the most frequent first."""
+        found: dict[ir.Node, None] = {}
+        for value in self.made:
+            before = value.producer().inputs[0].producer().inputs[0].producer()  # type: ignore[union-attr]
+            after = [usage.node for usage in value.uses()]
+            found.update(dict.fromkeys(n for n in [before, *after] if n is not None and n not in self.nodes))
+        counts = Counter(node.op_type for node in found)
+        return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def _calibrate(self) -> None:
+        """The grid of every value that is to be rounded; units of values without one are refused."""
+        wanted: dict[ir.Value, None] = {}
+        for unit in self.units:
+            wanted.update(dict.fromkeys(unit.activations))
+            if unit.rounded and unit.node.op_type not in MOVED:
+                wanted[unit.output] = None
+        found = self.context.calibrate(wanted, method=self.options.method)
+        faults: dict[ir.Value, str] = {}
+        for value, statistics in found.items():
+            if statistics.fault is not None:
+                faults[value] = f"tensor {value.name!r} cannot be quantized: {statistics.fault}"
+                continue
+            self.grids[value] = activation_grid(*statistics.range(self.options.method), self.signed)
+        for unit in self.units:
+            touched = [*unit.activations, *([unit.output] if unit.rounded else [])]
+            reason = next((faults[v] for v in touched if v in faults), None)
+            if reason is None:
+                reason = self._bias_fault(unit)
+            if reason is not None and unit.anchor:
+                self.context.log.refuse(unit.node, reason)
+            unit.anchor, unit.fault = unit.anchor and reason is None, reason
+        self.units = [unit for unit in self.units if unit.fault is None]
+
+    def _bias_fault(self, unit: Unit) -> str | None:
+        if not unit.anchor:
+            return None
+        tensor = constant_tensor(unit.node.inputs[1])
+        assert tensor is not None
+        try:
+            guards.finite(tensor.numpy(), "the scales")
+            if len(unit.node.inputs) > 2 and unit.node.inputs[2] is not None:
+                guards.finite(guards.constant(unit.node.inputs[2], "the bias"), "the bias")
+        except Refuse as refusal:
+            return refusal.reason
+        return None
+
+    def _leave_out(self) -> None:
+        """Units between anchors that a refusal left without an integer value to read, or without a reader."""
+        while True:
+            made = {u.output for u in self.units if u.rounded}
+            read = {v for u in self.units for v in u.activations}
+            kept = [u for u in self.units if u.anchor or (u.output in read and all(v in made for v in u.activations))]
+            if len(kept) == len(self.units):
+                return
+            self.units = kept
+
+    # --- rewriting ----------------------------------------------------------------------------------------------
+
+    def _quantize(self, unit: Unit) -> None:
+        node, output = unit.node, unit.output
+        editor = Editor(self.context, Match(node, [node, *([unit.tail] if unit.tail is not None else [])]))
+        inputs = list(node.inputs)
+        for i in unit.inputs:
+            inputs[i] = self._rounded(editor, inputs[i])  # type: ignore[arg-type]
+        if unit.anchor:
+            inputs[1:] = self._constants(editor, unit, self.grids[inputs[0]])  # type: ignore[index]
+        result = editor.node(node.op_type, inputs, dict(node.attributes), name=node.name or None, like=node.outputs[0])
+        if unit.tail is not None:
+            tail = unit.tail
+            result = editor.node(tail.op_type, [result, *tail.inputs[1:]], dict(tail.attributes), name=tail.name or None, like=output)
+        if unit.rounded:
+            grid = self.grids[inputs[0]] if node.op_type in MOVED else self.grids[output]  # type: ignore[index]
+            result = self._pair(editor, result, grid, output)
+        editor.replace(output, result)
+        self.nodes.update(editor.created)
+        editor.commit()
+
+    def _rounded(self, editor: Editor, value: ir.Value) -> ir.Value:
+        """A value on its grid; the pair is made where it is first needed."""
+        if value in self.made:
+            return value
+        if value not in self.rounded:
+            self.rounded[value] = self._pair(editor, value, self.grids[value], value)
+        return self.rounded[value]
+
+    def _pair(self, editor: Editor, value: ir.Value, grid: Grid, like: ir.Value) -> ir.Value:
+        scale, zero = editor.constant(grid.scale, f"{like.name}_scale"), editor.constant(grid.zero, f"{like.name}_zero_point")
+        stored = editor.node("QuantizeLinear", [value, scale, zero], name=f"{like.name}_quantized")
+        result = editor.node("DequantizeLinear", [stored, scale, zero], name=f"{like.name}_dequantized", like=like)
+        self.grids[result] = grid
+        self.made.add(result)
+        return result
+
+    def _constants(self, editor: Editor, unit: Unit, grid: Grid) -> list[ir.Value | None]:
+        """The weight, and the bias where there is one, dequantized."""
+        node = unit.node
+        weight, scale = self._weight(editor, node.inputs[1])  # type: ignore[arg-type]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is None:
+            return [weight]
+        by = grid.scale * np.atleast_1d(scale)
+        data = guards.constant(bias, "the bias").reshape(-1)
+        packed = editor.constant(pack_bias(data, by), f"{bias.name}_int32")
+        factor = editor.constant(by.astype(np.float32) if by.size > 1 else by.astype(np.float32).reshape(()), f"{bias.name}_scale")
+        zero = editor.constant(np.zeros(by.shape if by.size > 1 else (), np.int32), f"{bias.name}_zero_point")
+        attributes = {"axis": 0} if by.size > 1 else {}
+        return [weight, editor.node("DequantizeLinear", [packed, factor, zero], attributes, name=f"{bias.name}_dequantized")]
+
+    def _weight(self, editor: Editor, value: ir.Value) -> tuple[ir.Value, np.ndarray]:
+        if value in self.weights:
+            return self.weights[value]
+        tensor = constant_tensor(value)
+        assert tensor is not None
+        axis, least = self._sharing(value, len(tensor.shape))
+        packed, scale, snr = pack(tensor, axis, self.top, least)
+        self.snr.append((snr, value.name or "?"))
+        stored = editor.constant(packed, f"{value.name}_int8")
+        factor = editor.constant(scale, f"{value.name}_scale")
+        zero = editor.constant(np.zeros(scale.shape, np.int8), f"{value.name}_zero_point")
+        attributes = {} if axis is None else {"axis": axis}
+        result = editor.node("DequantizeLinear", [stored, factor, zero], attributes, name=f"{value.name}_dequantized", like=value)
+        self.weights[value] = result, scale
+        return self.weights[value]
+
+    def _sharing(self, value: ir.Value, rank: int) -> tuple[int | None, np.ndarray | None]:
+        """The axis of a weight's channels, and the least scales with which all biases that are added to its products fit."""
+        axis, least = None, None
+        for unit in self.units:
+            node = unit.node
+            if not unit.anchor or len(node.inputs) < 2 or node.inputs[1] is not value:
+                continue
+            axis = self.axis_of(node, rank)
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                bias = guards.constant(node.inputs[2], "the bias").reshape(-1)
+                needed = least_scale(bias, self.grids[node.inputs[0]].scale)  # type: ignore[index]
+                least = needed if least is None else np.maximum(least, needed)
+        return axis, least
