@@ -123,10 +123,13 @@ def _text(result: dict[str, Any]) -> str:
         f"  {result['model']['nodes']} nodes -> {program['nodes']} calls of torch, {program['parameters']:,} parameters",
     ]
     for name, (low, high) in result["dynamic"].items():
-        lines.append(f"  dim '{name}' is dynamic: {low} to {high if high is not None else 'any size'}")
+        # torch states 2 for the lower end of every dim that it does not know to be larger; 1 runs as well.
+        ends = [f"from {low}"] * (low > 2) + [f"up to {high}"] * (high is not None)
+        lines.append(f"  dim '{name}' is dynamic{', ' if ends else ''}{' '.join(ends)}")
     for name, size in result["fixed"].items():
         lines.append(f"  dim '{name}' is fixed at {size}: torch.export takes the program at this size alone")
     lines.append(f"  {words.verdict(verification)}")
     lines += [f"  {words.failure(output)}" for output in verification["outputs"] if output["ok"] is False]
-    lines += [f"note: {note}" for note in [*verification["notes"], *result["notes"]]]
+    notes = [n for n in result["notes"] if "is dynamic (" not in n]  # said above
+    lines += [f"note: {note}" for note in [*verification["notes"], *notes]]
     return "\n".join(lines)

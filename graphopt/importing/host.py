@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +33,12 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape that shapes of numbers broadcast to. Raises ValueError."""
     if len(set(shapes)) == 1:
         return shapes[0]
-    return tuple(np.broadcast_shapes(*shapes))
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
+    found = [next((d for d in dims if d != 1), 1) for dims in zip(*padded, strict=True)]
+    if any(d not in (1, f) for dims, f in zip(zip(*padded, strict=True), found, strict=True) for d in dims):
+        raise ValueError(f"shapes {list(shapes)} do not broadcast")
+    return tuple(found)
 
 
 def _spread(host: Host, shape: tuple[int, ...]) -> Sequence[Any]:
@@ -40,13 +46,50 @@ def _spread(host: Host, shape: tuple[int, ...]) -> Sequence[Any]:
         return host.items
     if len(host.items) == 1:
         return host.items * math.prod(shape)
-    return move(host, lambda places: np.broadcast_to(places, shape)).items
+    return expanded(host, shape).items
 
 
-def move(host: Host, function: Callable[[np.ndarray], np.ndarray]) -> Host:
-    """A Host whose elements are those of ``host``, in the places where ``function`` puts their numbers."""
-    places = function(np.arange(len(host.items)).reshape(host.shape))
-    return Host(tuple(host.items[i] for i in places.reshape(-1).tolist()), tuple(places.shape), host.dtype)
+def move(host: Host, shape: Sequence[int], place: Callable[[tuple[int, ...]], Sequence[int]]) -> Host:
+    """A Host of another shape; ``place`` says at which place of ``host`` the element of each of its places lies.
+
+    Plain Python, and no numpy: torch's tracers take arrays for tensors.
+    """
+    items = [host.items[_flat(place(at), host.shape)] for at in itertools.product(*[range(d) for d in shape])]
+    return Host(tuple(items), tuple(shape), host.dtype)
+
+
+def _flat(place: Sequence[int], shape: Sequence[int]) -> int:
+    found = 0
+    for at, size in zip(place, shape, strict=True):
+        found = found * size + (at + size if at < 0 else at)
+    return found
+
+
+def expanded(host: Host, shape: Sequence[int]) -> Host:
+    """The Host broadcast to a shape of at least its rank."""
+    skipped = len(shape) - len(host.shape)
+    return move(host, shape, lambda at: [0 if d == 1 else a for a, d in zip(at[skipped:], host.shape, strict=True)])
+
+
+def taken(host: Host, places: Host, axis: int) -> Host:
+    """What lies along an axis at the given places, which take that axis' place in the shape. Raises IndexError."""
+    size, rank = host.shape[axis], len(places.shape)
+    if any(not -size <= i < size for i in places.items):
+        raise IndexError(f"an index is outside of an axis of {size}")
+    shape = [*host.shape[:axis], *places.shape, *host.shape[axis + 1 :]]
+    return move(host, shape, lambda at: [*at[:axis], places.items[_flat(at[axis : axis + rank], places.shape)], *at[axis + rank :]])
+
+
+def joined(hosts: Sequence[Host], axis: int) -> Host:
+    """Hosts one after the other along an axis."""
+    lengths = [h.shape[axis] for h in hosts]
+    sources = [(i, at) for i, length in enumerate(lengths) for at in range(length)]
+    shape = [*hosts[0].shape[:axis], len(sources), *hosts[0].shape[axis + 1 :]]
+    items = []
+    for at in itertools.product(*[range(d) for d in shape]):
+        which, place = sources[at[axis]]
+        items.append(hosts[which].items[_flat([*at[:axis], place, *at[axis + 1 :]], hosts[which].shape)])
+    return Host(tuple(items), tuple(shape), hosts[0].dtype)
 
 
 def reshaped(host: Host, shape: Sequence[int]) -> Host:

@@ -94,11 +94,15 @@ def convert(model: Model, reference: Original, samples: Sequence[Sample], *, tol
     what = str(model.path or "the model")
     module = to_torch(model)
     names = module.meta["onnx"]
-    dims = symbolic_dims(model)
+    dims = _moving(symbolic_dims(model), samples)
     example = _example(samples, dims)
     if any(isinstance(value, list) for value in example.feeds.values()):
         raise InputError(f"{what}: takes a sequence of tensors, which a program of torch does not: use graphopt.to_torch")
-    captured = _captured(module, names, example, dims, what)
+    try:
+        captured = _captured(module, names, example, dims, what)
+    except InputError as error:
+        why = str(error).removeprefix("ImportedModel: ")
+        raise InputError(f"{what}: is imported, but no program can be made of it: {why}; graphopt.to_torch gives the module") from error
     result = Converted(captured, module, notes=list(captured.notes))
     kept = _kept(captured, names)
     for name, axes in dims.items():
@@ -121,8 +125,20 @@ def symbolic_dims(model: Model) -> dict[str, dict[int, str]]:
             continue
         for axis, dim in enumerate(value.shape):
             if not isinstance(dim, int):
-                found.setdefault(value.name, {})[axis] = dim.value or f"{value.name}_{axis}"
+                named = dim.value if dim.value not in (None, "", "?") else None
+                found.setdefault(value.name, {})[axis] = named or f"{value.name}_{axis}"
     return found
+
+
+def _moving(dims: dict[str, dict[int, str]], samples: Sequence[Sample]) -> dict[str, dict[int, str]]:
+    """The same, and the axes that the model states as a number and yet runs at others: declarations can be wrong."""
+    for sample in samples[1:]:
+        for name, shape in sample.shapes().items():
+            first = samples[0].shapes().get(name)
+            for axis, (a, b) in enumerate(zip(shape, first or (), strict=False)):
+                if a != b:
+                    dims.setdefault(name, {}).setdefault(axis, f"{name}_{axis}")
+    return dims
 
 
 def _example(samples: Sequence[Sample], dims: Mapping[str, Mapping[int, str]]) -> Sample:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +25,7 @@ def gather(data: Any, indices: Any, *, axis: int = 0) -> Any:
     along = axis % rank
     if is_host(indices) and all(isinstance(i, int) for i in indices.items):
         if is_host(data):
-            places = np.array(indices.items, np.int64).reshape(indices.shape)
-            return host.move(data, lambda at: np.take(at, places, along))
+            return host.taken(data, indices, along)
         if indices.shape == ():
             return data.select(along, indices.items[0])
     data, indices = as_tensor(data), as_tensor(indices)

@@ -6,7 +6,6 @@ import itertools
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,18 +78,15 @@ def flatten(x: _Value, *, axis: int = 1) -> _Value:
 @operator("Transpose", hosts=True)
 def transpose(x: _Value, *, perm: list[int] | None = None) -> _Value:
     order = perm if perm is not None else list(range(len(x.shape)))[::-1]
-    return host.move(x, lambda places: places.transpose(order)) if is_host(x) else x.permute(order)
+    if not is_host(x):
+        return x.permute(order)
+    return host.move(x, [x.shape[o] for o in order], lambda at: [at[order.index(i)] for i in range(len(order))])
 
 
 @operator("Concat", hosts=True)
 def concat(*parts: Any, axis: int = 1) -> _Value:
     if all(is_host(p) for p in parts):
-        if all(len(p.shape) == 1 for p in parts):
-            return vector((i for p in parts for i in p.items), parts[0].dtype)
-        starts = np.cumsum([0, *(len(p.items) for p in parts)]).tolist()
-        places = [np.arange(len(p.items)).reshape(p.shape) + start for p, start in zip(parts, starts, strict=False)]
-        together = vector((i for p in parts for i in p.items), parts[0].dtype)
-        return host.move(together, lambda _: np.concatenate(places, axis))
+        return host.joined(parts, placed(axis, len(parts[0].shape)))
     tensors = as_tensors(parts)
     return torch.cat(tensors, axis)
 
@@ -112,13 +108,9 @@ def split_(x: _Value, split: _Value | None = None, *, axis: int = 0, num_outputs
         each = -(-whole // parts)
         lengths = [each] * (parts - 1) + [whole - each * (parts - 1)]
     if is_host(x):
-        bounds = np.cumsum([0, *lengths]).tolist()
-        return tuple(_part(x, axis, a, b) for a, b in itertools.pairwise(bounds))
+        bounds = [0, *itertools.accumulate(lengths)]
+        return tuple(host.taken(x, vector(range(a, b)), axis) for a, b in itertools.pairwise(bounds))
     return torch.split(x, lengths, axis)
-
-
-def _part(x: Host, axis: int, start: int, end: int) -> Host:
-    return host.move(x, lambda places: np.take(places, range(start, end), axis))
 
 
 @operator("Squeeze", hosts=True)
@@ -171,7 +163,7 @@ def expand(x: _Value, shape: _Value) -> _Value:
     target = [_broadcast(t, d) for t, d in zip(target, dims, strict=True)]
     if is_host(x):
         if fits(target):
-            return host.move(x, lambda places: np.broadcast_to(places, target))
+            return host.expanded(x, target)
         x = as_tensor(x)
     return x.expand(target)
 
@@ -194,7 +186,8 @@ def tile(x: _Value, repeats: _Value, axis: _Value | None = None) -> _Value:
         times = [times[0] if i == number(axis) else 1 for i in range(len(x.shape))]
     if is_host(x):
         if fits([d * t for d, t in zip(x.shape, times, strict=True)]):
-            return host.move(x, lambda places: np.tile(places, times))
+            whole = [d * t for d, t in zip(x.shape, times, strict=True)]
+            return host.move(x, whole, lambda at: [a % d for a, d in zip(at, x.shape, strict=True)])
         x = as_tensor(x)
     return x.repeat(times)
 
@@ -212,10 +205,10 @@ def slice_(x: _Value, starts: _Value, ends: _Value, axes: _Value | None = None, 
     along = [placed(a, rank) for a in numbers(axes)] if axes is not None else list(range(len(first)))
     step = numbers(steps) if steps is not None else [1] * len(first)
     if is_host(x):
-        index: list[Any] = [slice(None)] * rank
         for start, end, axis, by in zip(first, last, along, step, strict=True):
-            index[axis] = slice(start, end, by) if by > 0 or end >= -x.shape[axis] else slice(start, None, by)
-        return host.move(x, lambda places: places[tuple(index)])
+            stop = end if by > 0 or end >= -x.shape[axis] else None
+            x = host.taken(x, vector(range(x.shape[axis])[start:stop:by]), axis)
+        return x
     for start, end, axis, by in zip(first, last, along, step, strict=True):
         x = _forwards(x, axis, start, end, by) if by > 0 else _backwards(x, axis, start, end, by)
     return x
