@@ -166,7 +166,7 @@ class _Scope:
     def _result(self, value: ir.Value) -> Any:
         found = self.value(value)
         if isinstance(found, values.Host) or value in self.loose:
-            return self.graph.call_function(values.as_tensor, (found,)) if self.outer is None else found
+            return self.graph.call_function(table.result, (found,)) if self.outer is None else found
         return found
 
     def _node(self, node: ir.Node) -> None:

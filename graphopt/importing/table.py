@@ -23,7 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.importing.values import as_tensors
+from torch import fx
+
+from graphopt.importing.values import as_tensor, as_tensors
 
 _SPECIAL = frozenset({"outputs", "captures"})
 
@@ -59,7 +61,7 @@ def operator(
     """Enters a function into the table; several of these may stand over one function, with the same ``hosts``."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        call = function if hosts or hasattr(function, "__wrapped__") else _on_tensors(function)
+        call = function if hasattr(function, "__wrapped__") else leaf(function if hosts else _on_tensors(function))
         keywords = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
         entry = Entry(domain, name, since, call, hosts, several, refuse, frozenset(keywords - _SPECIAL), frozenset(keywords & _SPECIAL))
         rows = _TABLE.setdefault((domain, name), [])
@@ -78,6 +80,26 @@ def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*as_tensors(inputs), **attributes)
 
     return call
+
+
+def leaf(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one that torch.fx does not look into: traced anew, as on being read from a file, a module keeps
+    its calls of the table."""
+
+    @functools.wraps(function)
+    def call(*inputs: Any, **attributes: Any) -> Any:
+        proxy = next((i for i in (*inputs, *attributes.get("captures", ())) if isinstance(i, fx.Proxy)), None)
+        if proxy is not None:
+            return proxy.tracer.create_proxy("call_function", call, inputs, attributes)
+        return function(*inputs, **attributes)
+
+    return call
+
+
+@leaf
+def result(value: Any) -> Any:
+    """An output of a module: a tensor, whatever it was."""
+    return as_tensor(value)
 
 
 @functools.cache

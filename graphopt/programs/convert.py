@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -98,13 +99,35 @@ def convert(model: Model, reference: Original, samples: Sequence[Sample], *, tol
     example = _example(samples, dims)
     if any(isinstance(value, list) for value in example.feeds.values()):
         raise InputError(f"{what}: takes a sequence of tensors, which a program of torch does not: use graphopt.to_torch")
-    try:
-        captured = _captured(module, names, example, dims, what)
-    except InputError as error:
-        why = str(error).removeprefix("ImportedModel: ")
-        raise InputError(f"{what}: is imported, but no program can be made of it: {why}; graphopt.to_torch gives the module") from error
-    result = Converted(captured, module, notes=list(captured.notes))
-    kept = _kept(captured, names)
+    found: Converted | None = None
+    failure: InputError | None = None
+    for aside in (contextlib.nullcontext, _without_ones):
+        try:
+            with aside():
+                captured = _captured(module, names, example, dims, what)
+        except InputError as error:
+            failure = failure or error
+            continue
+        made = _verified(Converted(captured, module, notes=list(captured.notes)), reference, samples, example, dims, tolerance)
+        found = made if found is None or made.same else found
+        if found.same:
+            break
+    if found is None:
+        why = str(failure).removeprefix("ImportedModel: ")
+        raise InputError(f"{what}: is imported, but no program can be made of it: {why}; graphopt.to_torch gives the module") from failure
+    return found
+
+
+def _verified(
+    result: Converted,
+    reference: Original,
+    samples: Sequence[Sample],
+    example: Sample,
+    dims: Mapping[str, Mapping[int, str]],
+    tolerance: float | None,
+) -> Converted:
+    names = result.module.meta["onnx"]
+    kept = _kept(result.captured, names)
     for name, axes in dims.items():
         for axis, dim in axes.items():
             if axis not in kept.get(name, ()):
@@ -112,7 +135,7 @@ def convert(model: Model, reference: Original, samples: Sequence[Sample], *, tol
     fitting = [s for s in samples if _fits(s, example, dims, kept)]
     if len(fitting) < len(samples):
         result.notes.append(f"{len(samples) - len(fitting)} of {len(samples)} samples are of sizes that the program does not take")
-    program = _Runs(captured.program.module(), names["inputs"], names["outputs"])
+    program = _Runs(result.captured.program.module(), names["inputs"], names["outputs"])
     result.verification = verify(None, program, fitting, tolerance=tolerance, reference=reference, coverage=False)
     return result
 
@@ -180,6 +203,16 @@ def _captured(
         return attempt({name: {a: d for a, d in axes.items() if a in kept.get(name, ())} for name, axes in dims.items()})
     except (InputError, OptionError):
         return found
+
+
+def _without_ones() -> contextlib.AbstractContextManager[None]:
+    """Inside, torch takes no side on whether a symbolic size is 1, which some of its operators ask of it.
+
+    That is what makes a program hold at more sizes, of some models; of others it is what makes it hold at fewer.
+    """
+    import torch.fx.experimental._config as config
+
+    return config.patch(backed_size_oblivious=True)
 
 
 def _arguments(module: torch.fx.GraphModule, names: Mapping[str, Any]) -> dict[str, str]:

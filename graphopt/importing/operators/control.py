@@ -25,8 +25,6 @@ def _exporting() -> bool:
     return torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
-
-
 @operator("If", hosts=True, several=True)
 def if_(condition: Any, *, then_branch: fx.GraphModule, else_branch: fx.GraphModule, captures: tuple[Any, ...]) -> tuple[Any, ...]:
     if is_host(condition):

@@ -177,4 +177,3 @@ def tf_idf(
     elif mode == "TFIDF":
         found = found * scale.to(x.device)
     return found.reshape(*x.shape[:-1], size)
-

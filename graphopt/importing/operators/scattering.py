@@ -113,4 +113,3 @@ def center_crop_pad(x: Any, shape: Any, *, axes: list[int] | None = None) -> Ten
             pads = [0, 0] * (x.dim() - 1 - axis % x.dim()) + [before, size - have - before]
             x = torch.nn.functional.pad(x, pads)
     return x
-

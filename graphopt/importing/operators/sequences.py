@@ -89,4 +89,3 @@ def optional_get_element(value: Any) -> Any:
     if value is None:
         raise ValueError("the optional holds nothing")
     return value
-

@@ -75,9 +75,7 @@ def roi_align(
     return _roi_align(x, rois, batch, coordinate_transformation_mode, mode, output_height, output_width, sampling_ratio, spatial_scale)
 
 
-def _roi_align(
-    x: Tensor, rois: Tensor, batch: Tensor, where: str, mode: str, height: int, width: int, ratio: int, scale: float
-) -> Tensor:
+def _roi_align(x: Tensor, rois: Tensor, batch: Tensor, where: str, mode: str, height: int, width: int, ratio: int, scale: float) -> Tensor:
     """Samples [regions, height, steps, width, steps, channels], then their mean or their largest weighted corner."""
     shift = 0.5 if where == "half_pixel" else 0.0
     left, top, right, bottom = (rois * scale - shift).unbind(1)
