@@ -26,12 +26,15 @@ def export(
     quiet: o.Quiet = False,
 ) -> int:
     """Export a torch module, and compare what comes out with it. Exit code 0: the same; 1: different, or nothing was proved."""
-    from graphopt.programs.exporting import export_program
     from graphopt.programs.sources import is_program
+    from graphopt.programs.torch_side import require_torch
     from graphopt.reporting.progress import Progress
 
     if not is_program(model):
         raise InputError(f"{model}: neither MODULE:FACTORY nor a .pt2: there is nothing of torch to export")
+    require_torch()
+    from graphopt.programs.exporting import export_program
+
     check_target(output)
     with only_result(json), Progress(quiet=quiet).stage("exporting"):
         found = export_program(

@@ -153,6 +153,9 @@ def run(
 
 def _carried_out(request: Request, program: bool, compile_: bool, progress: Progress) -> Result | Optimized:
     if program:
+        from graphopt.programs.torch_side import require_torch
+
+        require_torch()
         from graphopt.programs.run import optimize_program
 
         return optimize_program(request.model, request, destination=request.output, compile=compile_, progress=progress)

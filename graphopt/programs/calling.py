@@ -43,14 +43,17 @@ class Caller:
         output_names: of the captured outputs; then, with state, of the second call and of what changed.
     """
 
-    def __init__(self, captured: Captured, module: torch.nn.Module, *, threads: int = 0) -> None:
+    def __init__(self, captured: Captured, module: torch.nn.Module, *, threads: int = 0, state: bool = True) -> None:
+        """state: whether what changes is among the outputs, where anything does."""
         signature = captured.program.graph_signature
         self.captured, self.threads = captured, threads
         self.buffers = tuple(dict.fromkeys(signature.buffers_to_mutate.values()))
         self.changed = tuple(dict.fromkeys(signature.user_inputs_to_mutate.values()))
         self.module = apart(module, self.buffers)
         self.output_names = list(captured.outputs)
-        if self.stateful:
+        self.calls = 1
+        if state and self.stateful:
+            self.calls = 2
             self.output_names = [
                 f"{name}{suffix}"
                 for suffix in ("", " (second call)")
@@ -73,10 +76,10 @@ class Caller:
         module = apart(self.module, self.buffers) if self.stateful else self.module
         found: list[np.ndarray] = []
         with threads_of(self.threads), torch.no_grad(), in_eval_mode(module), preserved(module):
-            for _ in range(2 if self.stateful else 1):
+            for _ in range(self.calls):
                 tensors = self.tensors(feeds)
                 found += self._answer(module, tensors)
-                if self.stateful:
+                if self.calls > 1:
                     held = dict(module.named_buffers(remove_duplicate=False))
                     found += [as_array(held[name], own=True) for name in self.buffers]
                     found += [as_array(tensors[name], own=True) for name in self.changed]

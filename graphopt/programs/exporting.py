@@ -56,7 +56,7 @@ def export_program(
         else:
             candidate = Caller(captured, to_callable(captured.program), threads=threads)
         if check:
-            original = EagerModule(captured, threads=threads, seed=seed)
+            original = EagerModule(captured, threads=threads, seed=seed, state=suffix == ".pt2")
             samples, warnings = make_samples(captured, original.run, seed=seed)
             verification = verify(None, candidate, samples, reference=original, tolerance=tolerance, threads=threads).to_dict()
         if suffix == ".onnx":

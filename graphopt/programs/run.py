@@ -14,6 +14,7 @@ from graphopt.programs.describe import describe_captured, describe_program
 from graphopt.programs.emit import to_onnx, to_pt2
 from graphopt.programs.sampling import given_samples, make_samples
 from graphopt.programs.torch_side import require_torch
+from graphopt.programs.verify import EagerModule
 from graphopt.programs.workbench import ProgramBench, strongest
 from graphopt.request import Request, check_destination, check_values, plan
 from graphopt.rewriting.base import Effect
@@ -125,6 +126,8 @@ class ProgramRun(Run):
         ours = pipeline.mapped(lambda step: step if "torch" in step.kinds else None)
         super().__init__(request, ours, [], stages)
         self.destination, self.compile = destination, compile
+        self._stateless: EagerModule | None = None
+        self._onnx_passes = {step.name for step in pipeline.steps if "onnx" in step.kinds}
         self.to_onnx = destination is not None and destination.suffix.lower() == ".onnx"
         if request.passes is not None and not self.to_onnx and len(ours.steps) < len(pipeline.steps):
             other = next(step.name for step in pipeline.steps if "torch" not in step.kinds)
@@ -236,7 +239,7 @@ class ProgramRun(Run):
             report.speed = speeds["onnxruntime"] | {"shapes": self.bench.shapes(), "beside": "the eager module"}
         exported, report.before = report.before, self._before()
         report.model = self._interface()
-        report.passes[:0] = found.records(candidate)
+        report.passes = [*found.records(candidate), *(p for p in report.passes if p.name in self._onnx_passes)]
         report.notes[:0] = [*self.captured.notes, *found.notes]
         report.warnings[:0] = found.warnings
         for name, seconds in self.stages.seconds.items():
@@ -264,10 +267,17 @@ class ProgramRun(Run):
                 return without
 
     def _optimized(self, candidate: Candidate, path: Path) -> Result:
-        bench = self.bench
-        judge = Judge(bench.reference, bench.samples, strongest(candidate, Effect.ROUNDING))
+        judge = Judge(self._original(), self.bench.samples, strongest(candidate, Effect.ROUNDING))
         request = replace(self.request, model=path, output=self.destination, samples=None)
         return optimize(request, progress=self.stages.progress, judge=judge)
+
+    def _original(self) -> EagerModule:
+        """The eager module, its outputs alone: an ONNX model has no buffers that change."""
+        if not self.bench.reference.caller.stateful:
+            return self.bench.reference
+        if self._stateless is None:
+            self._stateless = EagerModule(self.captured, threads=self.request.threads, seed=self.request.seed, state=False)
+        return self._stateless
 
     def _without(self, candidate: Candidate, reason: str, folder: Path) -> Candidate | None:
         """The candidate without the pass that makes its ONNX model wrong; None where none is at fault."""
@@ -284,7 +294,7 @@ class ProgramRun(Run):
             return verify(
                 None, path, self.bench.samples, effect=strongest(trial, Effect.ROUNDING).value, tolerance=self.request.tolerance,
                 budget=self.request.budget, threads=self.request.threads, provider=self.request.provider,
-                reference=self.bench.reference, coverage=False,
+                reference=self._original(), coverage=False,
             ).reason  # fmt: skip
 
         search = without_culprits(self.bench.build, wrong, candidate, reason)

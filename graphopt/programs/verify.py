@@ -29,11 +29,12 @@ class EagerModule(Original):
     is from itself in double precision.
     """
 
-    def __init__(self, captured: Captured, *, threads: int = 0, seed: int = 0) -> None:
+    def __init__(self, captured: Captured, *, threads: int = 0, seed: int = 0, state: bool = True) -> None:
+        """state: whether what a call changes is compared too; an ONNX model has none."""
         super().__init__(seed=seed)
         self.captured = captured
-        self.threads = threads
-        self.caller = Caller(captured, captured.reference, threads=threads)
+        self.threads, self.state = threads, state
+        self.caller = Caller(captured, captured.reference, threads=threads, state=state)
         self.output_names = list(self.caller.output_names)
         self._others: dict[Way, Caller | None] = {}
         self._coverage: tuple[tuple[int, ...], Coverage] | None = None
@@ -105,7 +106,7 @@ class EagerModule(Original):
                 _shake(made, self.eps, self.seed)
         except Exception:  # a module that cannot be copied, or has no double precision: a figure less
             return None
-        return Caller(self.captured, made, threads=self.threads)
+        return Caller(self.captured, made, threads=self.threads, state=self.state)
 
 
 def _shake(module: torch.nn.Module, eps: float, seed: int) -> None:

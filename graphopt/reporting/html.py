@@ -68,6 +68,7 @@ def _summary(report: Report) -> str:
     if report.speed and report.speed.get("before_ms") is not None:
         rows.append(("Latency", escape(words.latency(report.speed))))
     rows += [("Measured", escape(line)) for line in words.measured_on(report.speed or {}, report.target.get("threads"))]
+    rows += [(escape(name), escape(text)) for name, text in words.speeds(report.extra.get("speeds"))]
     if session := report.extra.get("session"):
         rows.append(("Session", escape(words.session(session))))
     rows += [("Alternative", escape(words.alternative(other))) for other in report.extra.get("alternatives") or []]
@@ -82,9 +83,11 @@ def _summary(report: Report) -> str:
 
 def _passes(report: Report) -> str:
     rows = []
+    mixed = len({p.kind for p in report.passes}) > 1
     for p in report.passes:
         shown = "no change" if p.status == "no-change" else words.result(p)
-        name = _span(p.name, _STATUS_CLASS.get(p.status, "")) + (f'<br><span class="dim">{escape(p.note)}</span>' if p.note else "")
+        name = _span(words.title(p, mixed), _STATUS_CLASS.get(p.status, ""))
+        name += (f'<br><span class="dim">{escape(p.note)}</span>' if p.note else "")
         rows.append((name, escape(p.effect), f"{p.applied:,}", f"{len(p.refused):,}", escape(shown), escape(words.seconds(p.seconds))))
     return _table(("Pass", "Effect", "Applied", "Refused", "Nodes", "Time"), rows, numbers={2, 3, 4, 5}) if rows else ""
 

@@ -81,16 +81,18 @@ def _passes(console: Console, report: Report) -> None:
         return
     idle = [p for p in report.passes if p.status == "no-change"]
     active = [p for p in report.passes if p.status != "no-change"]
+    mixed = len({p.kind for p in report.passes}) > 1
     console.print()
     if active:
         table = _table(console.width)
         for p in active:
             style = {"rolled-back": "yellow", "failed": "red"}.get(p.status, "")
             refused = f"{len(p.refused):,}" if p.refused else ""
-            table.add_row(p.name, p.effect, f"{p.applied:,}", refused, words.result(p), words.seconds(p.seconds), style=style)
+            name = words.title(p, mixed)
+            table.add_row(name, p.effect, f"{p.applied:,}", refused, words.result(p), words.seconds(p.seconds), style=style)
         console.print(table)
     if idle:
-        _line(console, "No change", ", ".join(p.name for p in idle), "dim")
+        _line(console, "No change", ", ".join(dict.fromkeys(p.name for p in idle)), "dim")
     for p in report.passes:
         if p.note:
             _line(console, "", f"{p.name}: {p.note}", {"rolled-back": "yellow", "failed": "red"}.get(p.status, "dim"))
@@ -138,6 +140,8 @@ def _outcome(console: Console, report: Report) -> None:
         _line(console, "", words.latency(speed))
     for line in words.measured_on(speed, report.target.get("threads")):
         _line(console, "", line)
+    for i, (name, text) in enumerate(words.speeds(report.extra.get("speeds"))):
+        _line(console, "" if i else "Speeds", f"{name} {text}")
     if session := report.extra.get("session"):
         _line(console, "Session", words.session(session), "green")
     for i, other in enumerate(report.extra.get("alternatives") or []):

@@ -31,6 +31,17 @@ def size(bytes_: int | None) -> str:
     return f"{amount:.2f} GB"
 
 
+def speeds(rows: Mapping[str, Mapping[str, Any]] | None) -> list[tuple[str, str]]:
+    """(way of running, its time, and how that is beside the first's) of a table of speeds."""
+    found = (rows or {}).items()
+    return [(name, milliseconds(row.get("ms")) + (f", {speed(row, None)}" if row.get("ratio") else "")) for name, row in found]
+
+
+def title(record: PassRecord, mixed: bool) -> str:
+    """The name of a pass; with the kind of graph that it was run on where a run had both."""
+    return f"{record.name} ({record.kind})" if mixed else record.name
+
+
 def seconds(value: float) -> str:
     return f"{value * 1e3:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
 

@@ -121,3 +121,22 @@ class Untranslatable(Pass):
                 editor.replace(node, editor.call("aten.nextafter.default", [same, same]))
 
         drive(context, ["aten.relu.default"], rewrite)
+
+
+@dataclass(frozen=True)
+class SlowDownRelu(Pass):
+    """Put many needless exact operators behind the first ReLU."""
+
+    name = "slow-down-relu"
+    kinds = frozenset({"torch"})
+    effect = Effect.EXACT
+
+    def run_aten(self, context: Any) -> None:
+        def rewrite(node: Any, editor: Any) -> None:
+            if not node.name.endswith("_1"):
+                value = editor.call("aten.clamp_min.default", [node.args[0], 0])
+                for _ in range(200):
+                    value = editor.call("aten.abs.default", [value])
+                editor.replace(node, value)
+
+        drive(context, ["aten.relu.default"], rewrite)
