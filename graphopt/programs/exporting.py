@@ -11,6 +11,7 @@ from graphopt.programs.calling import Caller
 from graphopt.programs.capture import capture
 from graphopt.programs.describe import describe_captured, describe_program
 from graphopt.programs.emit import OPSET, to_callable, to_onnx, to_pt2
+from graphopt.programs.onnx_ready import stateless
 from graphopt.programs.sampling import make_samples
 from graphopt.programs.torch_side import require_torch
 from graphopt.programs.verify import EagerModule
@@ -47,12 +48,16 @@ def export_program(
     what = str(source) if isinstance(source, str | Path) else type(source).__name__
     check_destination(output, Path(what), in_place=in_place)
     captured = capture(source, eval=eval)
+    if suffix == ".onnx":
+        captured = stateless(captured)
     with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=output.parent) as folder:
         candidate: Any = Path(folder) / output.name
         warnings: list[str] = []
+        notes = list(captured.notes)
         verification: dict[str, Any] | None = None
         if suffix == ".onnx":
             model = to_onnx(captured.program, captured, candidate, opset=opset or OPSET)
+            notes += model.notes
         else:
             candidate = Caller(captured, to_callable(captured.program), threads=threads)
         if check:
@@ -66,12 +71,12 @@ def export_program(
             remove_settings(output)
             save_model(model, output)
         else:
-            to_pt2(captured.program, output, source=what, in_place=in_place)
+            to_pt2(captured.program, output, captured, source=what, in_place=in_place)
     return {
         "model": describe_captured(captured, what),
         "output": str(output),
         "program": describe_program(captured.program),
         "verification": verification,
-        "notes": list(captured.notes),
+        "notes": notes,
         "warnings": warnings,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from graphopt.aten import Program, operator_of
@@ -10,6 +11,8 @@ from graphopt.errors import InputError
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
+
+    from graphopt.programs.captured import Captured
 
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 
@@ -32,6 +35,23 @@ def ready(program: ExportedProgram, what: str) -> tuple[ExportedProgram, list[st
     if dropped:
         _forget_nesting(result)
     return result, notes
+
+
+def stateless(captured: Captured) -> Captured:
+    """What was captured, without the writing into buffers and inputs that an ONNX model cannot do, and with a remark on it.
+
+    Raises:
+        InputError: an output depends on a buffer that the program changes.
+    """
+    notes = _mutations(captured.program, captured.source)
+    if not notes:
+        return captured
+    program = Program(captured.program)
+    kept = [place for place, spec in enumerate(program.output_specs) if spec.kind.name == "USER_OUTPUT"]
+    program.output.args = (tuple(program.output.args[0][place] for place in kept),)
+    program.output_specs = [program.output_specs[place] for place in kept]
+    program.mutated = set()
+    return dataclasses.replace(captured, program=program.export(), notes=(*captured.notes, *notes))
 
 
 def _mutations(program: ExportedProgram, what: str) -> list[str]:

@@ -12,6 +12,7 @@ from graphopt.programs.capture import capture
 from graphopt.programs.captured import Captured
 from graphopt.programs.describe import describe_captured, describe_program
 from graphopt.programs.emit import to_onnx, to_pt2
+from graphopt.programs.onnx_ready import stateless
 from graphopt.programs.sampling import given_samples, make_samples
 from graphopt.programs.torch_side import require_torch
 from graphopt.programs.verify import EagerModule
@@ -137,7 +138,7 @@ class ProgramRun(Run):
         """The run, on what `captured` gives."""
         request, stage = self.request, self.stages.stage
         with stage("load", f"capturing {request.model.name}"):
-            found: Captured = captured()
+            found: Captured = stateless(captured()) if self.to_onnx else captured()
         self.captured = found
         self.bench = ProgramBench(request, self.pipeline, found, self.stages)
         if request.verify != "off" or request.bench:
@@ -185,7 +186,7 @@ class ProgramRun(Run):
         program = self.bench.program(candidate)
         if self.destination is not None:
             with stage("save", f"saving {self.destination.name}"):
-                to_pt2(program, self.destination, source=self._file(), in_place=request.in_place)
+                to_pt2(program, self.destination, self.captured, source=self._file(), in_place=request.in_place)
         report = found.report(
             replace(request, output=self.destination), self.pipeline.name, candidate, self._interface(), self._before(),
             describe_program(program, self.destination), self.stages.seconds,
@@ -255,7 +256,7 @@ class ProgramRun(Run):
         """Write the candidate as ONNX; where it cannot be, the best one that can."""
         with self.stages.stage("save", "exporting to ONNX"):
             try:
-                to_onnx(self.bench.program(candidate), self.captured, path)
+                self.found.notes += to_onnx(self.bench.program(candidate), self.captured, path).notes
                 return candidate
             except InputError as error:
                 if not candidate.changed:
@@ -263,7 +264,7 @@ class ProgramRun(Run):
                 without = self._without(candidate, str(error), path.parent)
                 if without is None:
                     raise
-                to_onnx(self.bench.program(without), self.captured, path)
+                self.found.notes += to_onnx(self.bench.program(without), self.captured, path).notes
                 return without
 
     def _optimized(self, candidate: Candidate, path: Path) -> Result:

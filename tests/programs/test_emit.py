@@ -19,6 +19,7 @@ from graphopt.errors import InputError, OutputError  # noqa: E402
 from graphopt.model import Model  # noqa: E402
 from graphopt.programs.capture import Captured, capture  # noqa: E402
 from graphopt.programs.emit import to_callable, to_onnx, to_pt2  # noqa: E402
+from graphopt.programs.onnx_ready import stateless  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +188,9 @@ def test_a_buffer_that_changes_is_kept_in_pt2_and_never_wrong_in_onnx(tmp_path: 
     model = to_onnx(counts.program, counts, tmp_path / "net.onnx")
     assert model.notes == ["the ONNX model does not change 'total', on which no output depends"]
     check_onnx(Running(False).eval(), counts, tmp_path / "net.onnx")
+    without = stateless(counts)
+    assert not without.program.graph_signature.buffers_to_mutate and without.notes[-1] == model.notes[0]
+    torch.testing.assert_close(to_callable(without.program)(x), x * 2)
 
 
 class Tied(nn.Module):
