@@ -46,13 +46,12 @@ def stft(signal: Any, step: Any, window: Any = None, length: Any = None, *, ones
     size = window.shape[0] if length is None else number(length)
     real = signal.dim() == 2 or signal.shape[-1] == 1
     flat = signal.reshape(signal.shape[:2]) if real else torch.view_as_complex(signal.contiguous())
-    frames = flat.unfold(1, size, number(step))
-    if window is not None:
-        frames = frames * window
-    if onesided and real:
-        return torch.view_as_real(torch.fft.rfft(frames))
-    found = torch.view_as_real(torch.fft.fft(frames if not real else torch.complex(frames, torch.zeros_like(frames))))
-    return found.narrow(2, 0, found.shape[2] // 2 + 1) if onesided else found
+    if window is None:
+        window = torch.ones(size, dtype=signal.dtype, device=signal.device)
+    half = bool(onesided) and real
+    found = torch.stft(flat, size, number(step), size, window, center=False, onesided=half, return_complex=True)
+    found = torch.view_as_real(found.transpose(1, 2))
+    return found.narrow(2, 0, found.shape[2] // 2 + 1) if onesided and not real else found
 
 
 def _window(size: Any, periodic: int, kind: int, weights: Sequence[float]) -> Tensor:
