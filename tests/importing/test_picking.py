@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +14,8 @@ from tests.support import array, model, node, rng
 
 torch = pytest.importorskip("torch")
 
-from tests.importing.against_runtime import check, check_exported, check_gradient, imported  # noqa: E402
+from graphopt.importing.table import entries  # noqa: E402
+from tests.importing.against_runtime import check, check_exported, check_gradient, compare, imported  # noqa: E402
 
 _REDUCTIONS = ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
 
@@ -57,6 +61,16 @@ def test_reductions(name: str, dtype: str) -> None:
     attribute = model([node(f"Reduce{name}", ["a"], ["y"], axes=[1])], {"a": x.shape}, ["y"], opset=11,
                       types=dict.fromkeys("ay", helper.np_dtype_to_tensor_dtype(x.dtype)))  # fmt: skip
     check(attribute, {"a": x})
+
+
+def test_every_function_of_the_table_is_found_by_its_name() -> None:
+    """A module that is saved names the functions that it calls."""
+    for entry in entries():
+        assert getattr(sys.modules[entry.function.__module__], entry.function.__name__) is entry.function
+    made, feed = _one("ReduceMean", [array(3, 4), np.array([1])], ["b"])
+    module = imported(made)
+    again = pickle.loads(pickle.dumps(module))
+    compare([module(torch.from_numpy(feed["a"])).numpy()], [again(torch.from_numpy(feed["a"]))])
 
 
 @pytest.mark.parametrize("name", _REDUCTIONS)

@@ -138,7 +138,8 @@ def _enter(name: str, reduce: _Reduce, axes_are_an_input: int) -> None:
 
     for function, since in ((by_attribute, 1), (by_input, axes_are_an_input)):
         function.__name__ = function.__qualname__ = f"{name}_{since}"
-        operator(name, since=since, hosts=True)(function)
+        # Under its own name in this module, where a module that is read from a file looks for it.
+        globals()[function.__name__] = operator(name, since=since, hosts=True)(function)
 
 
 _enter("ReduceSum", _sum, 13)
