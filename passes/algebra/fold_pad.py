@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, scalar_of, var
+from graphopt.rewriting import Context, Dim, Editor, Effect, Match, Pattern, Refuse, Rewrite, constant_tensor, guards, op, scalar_of, var
 
 from ..arguments import UNKNOWN, ints, normal_axes
 
@@ -148,14 +148,18 @@ def guard_speed(node: ir.Node, pads: Sequence[int], context: Context) -> None:
     tensor = constant_tensor(node.inputs[1])
     dims = context.static_dims(node.inputs[1]) if tensor is None else tuple(tensor.shape.numpy())
     guards.require(dims is not None, "the kernel is not known, and padding slows large ones down")
-    group, kernel = guards.attribute(node, "group", 1), dims[2:]  # type: ignore[index]
+    guard_kernel(dims, guards.attribute(node, "group", 1), pads, context.dims(node.outputs[0]))  # type: ignore[arg-type]
+
+
+def guard_kernel(dims: Sequence[int], group: int, pads: Sequence[int], out: Sequence[Dim] | None) -> None:
+    """Refuse a weight of shape `dims` and an output of shape `out`, where known, for which a border of its own is slower."""
+    kernel = dims[2:]
     taps = math.prod(kernel)
-    if group == 1 and dims[1] < _BLOCK:  # type: ignore[index]
+    if group == 1 and dims[1] < _BLOCK:
         return
     if len(kernel) > 1 and kernel[-1] == 1 and any(pads) and taps > 1:
-        out = context.dims(node.outputs[0])
         wide = out is not None and isinstance(out[-1], int) and out[-1] > 1
         short = out is not None and isinstance(out[-2], int) and out[-2] * taps <= _SHORT
         guards.require(wide or short, "a padded column is convolved more slowly than it is padded")
-    limit = _DEPTHWISE_TAPS if group > 1 and dims[1] == 1 else _TAPS  # type: ignore[index]
+    limit = _DEPTHWISE_TAPS if group > 1 and dims[1] == 1 else _TAPS
     guards.require(taps <= limit, f"a kernel of {taps} taps is slower at a border of its own than on a padded value")

