@@ -68,6 +68,12 @@ class _Runs:
         return dict(zip(self.output_names, map(array, found if isinstance(found, tuple) else (found,)), strict=True))
 
 
+def runs(imported: torch.fx.GraphModule, module: torch.nn.Module | None = None) -> _Runs:
+    """What was imported, or a module that was made of it, as something that verification runs."""
+    names = imported.meta["onnx"]
+    return _Runs(module if module is not None else imported, names["inputs"], names["outputs"])
+
+
 def tensor(value: Any) -> Any:
     """An array, or a list of them, as tensors of their own."""
     from graphopt.aten.arrays import to_tensor
@@ -135,7 +141,7 @@ def _verified(
     fitting = [s for s in samples if _fits(s, example, dims, kept)]
     if len(fitting) < len(samples):
         result.notes.append(f"{len(samples) - len(fitting)} of {len(samples)} samples are of sizes that the program does not take")
-    program = _Runs(result.captured.program.module(), names["inputs"], names["outputs"])
+    program = runs(result.module, result.captured.program.module())
     result.verification = verify(None, program, fitting, tolerance=tolerance, reference=reference, coverage=False)
     return result
 
