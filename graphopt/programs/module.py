@@ -3,19 +3,22 @@
 `ExportedProgram.module()` takes arguments apart and puts results together through trees, looks every parameter up by its
 name and checks its guards in Python: some 0.2 ms a call, more than a small model takes. Here the graph is called as it
 stands, with the parameters at hand, and what is checked of the inputs is what they must be: types, fixed sizes, and
-sizes that are the same.
+sizes that are the same. Activations write in place where they may.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
+
+from graphopt.programs.in_place import written_in_place
 
 _HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _CHANGES = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
@@ -48,8 +51,9 @@ class ProgramModule(nn.Module):
         super().__init__()
         self.training = False
         signature = program.graph_signature
+        graph = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph_module.graph))
         # In a tuple it is no submodule, and adds nothing to the state dict.
-        self._graphs = (program.graph_module,)
+        self._graphs = (written_in_place(graph),)
         self._places: list[str] = []
         changed = set(signature.buffers_to_mutate.values())
         for spec in signature.input_specs:
