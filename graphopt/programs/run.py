@@ -124,12 +124,13 @@ class ProgramRun(Run):
     def __init__(
         self, request: Request, pipeline: Pipeline, destination: Path | None, stages: Stages, *, compile: bool = False
     ) -> None:  # fmt: skip
-        ours = pipeline.mapped(lambda step: step if "torch" in step.kinds else None)
+        self.to_onnx = destination is not None and destination.suffix.lower() == ".onnx"
+        wanted = not self.to_onnx or request.passes is not None
+        ours = pipeline.mapped(lambda step: step if "torch" in step.kinds and (wanted or step.before_export) else None)
         super().__init__(request, ours, [], stages)
         self.destination, self.compile = destination, compile
         self._stateless: EagerModule | None = None
         self._onnx_passes = {step.name for step in pipeline.steps if "onnx" in step.kinds}
-        self.to_onnx = destination is not None and destination.suffix.lower() == ".onnx"
         if request.passes is not None and not self.to_onnx and len(ours.steps) < len(pipeline.steps):
             other = next(step.name for step in pipeline.steps if "torch" not in step.kinds)
             raise OptionError(f"pass {other!r} works on ONNX graphs alone: give an output that ends in .onnx")

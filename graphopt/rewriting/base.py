@@ -139,6 +139,7 @@ class Pass:
         hides: the operators that it keeps the runtime from making ("com.microsoft::SkipLayerNormalization"). Where the runtime
             makes no more of them without the pass, it has nothing to gain, and a run that measures undoes it.
         calibrates: it asks for statistics of values on calibration samples (`context.calibrate`).
+        before_export: of a pass on torch programs: whether it is of use where the program becomes an ONNX model.
         unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
     """
 
@@ -149,6 +150,7 @@ class Pass:
     measured: ClassVar[bool] = False
     hides: ClassVar[frozenset[str]] = frozenset()
     calibrates: ClassVar[bool] = False
+    before_export: ClassVar[bool] = True
     unmeasured: ClassVar[str] = "keep"
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -12,6 +13,9 @@ from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, guards, 
 from ..arguments import element_type
 from .gelu import read
 from .reading import needs_opset
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # what runtimes have an Erf for
 
@@ -22,6 +26,12 @@ class FuseGelu(Rewrite):
 
     name = "fuse-gelu"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fuse_gelu
+
+        fuse_gelu.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op(("Erf", "Tanh")),)

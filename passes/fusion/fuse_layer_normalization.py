@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite
 
 from .normalization import parameter, read_last_axes, root_patterns, state
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,12 @@ class FuseLayerNormalization(Rewrite):
 
     name = "fuse-layer-normalization"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fuse_layer_normalization
+
+        fuse_layer_normalization.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return root_patterns()
