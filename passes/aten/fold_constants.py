@@ -80,11 +80,10 @@ class _Folder:
             return False
         if not can_evaluate(node) or not all(n in self.foldable or context.is_constant(n) for n in node.all_input_nodes):
             return False
-        if name in ("_to_copy", "to") and context.dtype(node) not in _NARROW:
-            source = node.all_input_nodes[0]
-            if context.dtype(source) in _NARROW and (context.static_shape(source) is None or _size(source) > _SMALL):
-                context.log.refuse(node, "its weights are kept in their narrow type")
-                return False
+        widened = (context.dtype(node) or "bool") not in (*_NARROW, "bool")  # a cast, or a product with scales
+        if widened and any(context.dtype(source) in _NARROW and _size(source) > _SMALL for source in node.all_input_nodes):
+            context.log.refuse(node, "its weights are kept in their narrow type")
+            return False
         return True
 
     def _is_exact(self, node: Node, name: str) -> bool:

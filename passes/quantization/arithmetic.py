@@ -57,14 +57,17 @@ def pack(
     mapped = isinstance(tensor, ir.ExternalTensor) and tensor.raw is None
     weight = tensor.numpy()
     try:
-        return _pack_array(weight, axis, top, least)
+        return pack_array(weight, axis, top, least)
     finally:
         if mapped:
             del weight
             tensor.release()  # type: ignore[union-attr]
 
 
-def _pack_array(weight: np.ndarray, axis: int | None, top: int, least: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float]:
+def pack_array(
+    weight: np.ndarray, axis: int | None, top: int = TOP, least: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """As `pack`, of an array."""
     step = max(1, _CHUNK // max(1, weight[0].size))
     parts = [slice(start, start + step) for start in range(0, weight.shape[0], step)]
     others = tuple(i for i in range(weight.ndim) if i != axis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,9 @@ from graphopt.rewriting import (
 
 from .arithmetic import channel_axis, pack
 
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
+
 _TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
@@ -40,10 +44,18 @@ class QuantizeWeights(Pass):
 
     name = "quantize-weights"
     effect = Effect.LOSSY
+    kinds = frozenset({"onnx", "torch"})
+    before_export = False  # an ONNX model gets a DequantizeLinear
 
     min_elements: int = option(1024, "smallest number of elements of a weight that is quantized", minimum=1)
     granularity: str = option("channel", "one scale a channel or one a weight", choices=("channel", "tensor"))
     min_snr: float = option(0.0, "weights whose signal-to-noise ratio would be lower, in dB, stay as they are", minimum=0.0)
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import quantize_weights
+
+        by_channel = self.granularity == "channel"
+        quantize_weights.run(context, min_elements=self.min_elements, by_channel=by_channel, min_snr=self.min_snr)
 
     def run(self, context: Context) -> None:
         seen: set[ir.Value] = set()
@@ -64,11 +76,7 @@ class QuantizeWeights(Pass):
                 if result is not None:
                     done.append(result)
         if done:
-            worst, ratios = min(done), sorted(d[0] for d in done)
-            context.log.note(
-                f"{len(done)} weights, {sum(d[2] for d in done)} bytes to {sum(d[3] for d in done)}; signal-to-noise ratio "
-                f"{ratios[len(ratios) // 2]:.1f} dB in the median, {worst[0]:.1f} dB at worst ({worst[1]})"
-            )
+            context.log.note(summary(done))
 
     def _is_weight(self, value: ir.Value) -> bool:
         """Whether a value is a weight at all: anything else is no match, and no refusal."""
@@ -151,3 +159,12 @@ def _guard_opset(opset: int, dtype: ir.DataType, axis: int | None) -> None:
     guards.require(axis is None or opset >= 13, f"opset {opset} has no scale per channel (13 has); see the option granularity")
     guards.require(dtype != ir.DataType.DOUBLE, "DequantizeLinear does not give double precision")
     guards.require(dtype == ir.DataType.FLOAT or opset >= 19, f"DequantizeLinear does not give {dtype.name} at opset {opset} (19 does)")
+
+
+def summary(done: Sequence[tuple[float, str, int, int]]) -> str:
+    """What became of weights: their signal-to-noise ratio, name, and bytes before and after."""
+    worst, ratios = min(done), sorted(d[0] for d in done)
+    return (
+        f"{len(done)} weights, {sum(d[2] for d in done)} bytes to {sum(d[3] for d in done)}; signal-to-noise ratio "
+        f"{ratios[len(ratios) // 2]:.1f} dB in the median, {worst[0]:.1f} dB at worst ({worst[1]})"
+    )
