@@ -11,7 +11,8 @@ import typer
 
 from graphopt.cli import options as o
 from graphopt.cli.output import check_target, only_result, print_text, remark
-from graphopt.errors import OptionError, OutputError
+from graphopt.cli.reports import check_reports, write_reports
+from graphopt.errors import OptionError
 
 if TYPE_CHECKING:
     from graphopt.pipeline.runner import Candidate
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from graphopt.request import Request
     from graphopt.run import Result
 
-_SUFFIXES = (".json", ".html")
 
 
 def run(
@@ -133,10 +133,7 @@ def run(
             result.report.extra["applications"] = [
                 {"pass": a.pass_name, "node": a.label} for c in result.candidates for a in c.applications if a.pass_name in explain
             ]
-        for path in report or ():
-            from graphopt.formats import write_text
-
-            write_text(path, _rendered(result, path))
+        write_reports(result.report, report or ())
     if json:
         sys.stdout.write(result.report.to_json())
     elif not quiet:
@@ -172,12 +169,7 @@ def _check(request: Request, reports: list[Path], explain: list[str], program: b
         o.existing(request.model, "file")
     o.existing(request.samples, "samples file or folder")
     check_target(request.destination)
-    for path in reports:
-        if path.suffix.lower() not in _SUFFIXES:
-            raise OptionError(f"--report {path}: the name must end in {' or '.join(_SUFFIXES)}")
-        check_target(path)
-        if path.resolve() in (request.model.resolve(), request.destination.resolve()):
-            raise OutputError(f"{path}: is the model, not a place for a report")
+    check_reports(reports, request.model, request.destination)
     if explain:
         from graphopt.request import plan
 
@@ -186,14 +178,6 @@ def _check(request: Request, reports: list[Path], explain: list[str], program: b
         for name in explain:
             if name not in steps:
                 raise OptionError(f"--explain {name}: the pipeline ({pipeline.name}) does not run that pass")
-
-
-def _rendered(result: Result | Optimized, path: Path) -> str:
-    if path.suffix.lower() == ".json":
-        return result.report.to_json()
-    from graphopt.reporting.html import render
-
-    return render(result.report)
 
 
 def _explained(candidates: Sequence[Candidate], name: str) -> str:
