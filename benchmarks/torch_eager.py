@@ -21,7 +21,7 @@ from graphopt.measurement.timing import Timed
 from graphopt.model import Model
 from graphopt.pipeline.presets import Pipeline
 from graphopt.pipeline.runner import run_pipeline
-from graphopt.programs.emit import to_callable
+from graphopt.programs.module import as_module
 from models.recipes import RECIPES
 from tests.support import REGISTRY
 
@@ -62,7 +62,7 @@ def main() -> None:
         module, inputs = RECIPES[name].build(), tuple(RECIPES[name].example_inputs(size=given.size).values())
         exported = torch.export.export(module, inputs).run_decompositions({})
         program = folded(exported)
-        made = [module, exported.module(), to_callable(program.export())]
+        made = [module, exported.module(), as_module(program.export())]
         with torch.inference_mode():
             for other in made[1:]:
                 torch.testing.assert_close(other(*inputs), module(*inputs), rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Out of torch's programs: an ONNX model, a `.pt2` file, or a module to call."""
+"""Out of torch's programs: an ONNX model or a `.pt2` file; `module.py` has the third way, a module to call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from graphopt.programs.onnx_ready import ready
 from graphopt.programs.torch_side import forget_dispatch, quiet, require_torch
 
 if TYPE_CHECKING:
-    import torch
     from torch.export import ExportedProgram
 
 #: The opset of a model that is to be run: every operator of torch that has an ONNX one by then, and every runtime knows it.
@@ -176,12 +175,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def to_callable(program: ExportedProgram) -> torch.nn.Module:
-    """The program as a module: called as the one that was captured, under the names of its state dict."""
-    require_torch()
-    from graphopt.programs.in_place import written_in_place
-
-    with quiet():
-        return written_in_place(program.module())

@@ -10,7 +10,8 @@ from graphopt.errors import OptionError
 from graphopt.programs.calling import Caller
 from graphopt.programs.capture import capture
 from graphopt.programs.describe import describe_captured, describe_program
-from graphopt.programs.emit import OPSET, to_callable, to_onnx, to_pt2
+from graphopt.programs.emit import OPSET, to_onnx, to_pt2
+from graphopt.programs.module import as_module
 from graphopt.programs.onnx_ready import stateless
 from graphopt.programs.sampling import make_samples
 from graphopt.programs.torch_side import require_torch
@@ -59,7 +60,7 @@ def export_program(
             model = to_onnx(captured.program, captured, candidate, opset=opset or OPSET)
             notes += model.notes
         else:
-            candidate = Caller(captured, to_callable(captured.program), threads=threads)
+            candidate = Caller(captured, as_module(captured.program), threads=threads)
         if check:
             original = EagerModule(captured, threads=threads, seed=seed, state=suffix == ".pt2")
             samples, warnings = make_samples(captured, original.run, seed=seed)

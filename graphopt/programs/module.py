@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from graphopt.programs.in_place import written_in_place
+from graphopt.programs.torch_side import quiet
 
 _HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _CHANGES = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
@@ -37,7 +38,8 @@ def as_module(program: ExportedProgram) -> nn.Module:
             return ProgramModule(program)
         except KeyError:  # a name that a module has a use of its own for
             pass
-    return program.module()
+    with quiet():
+        return written_in_place(program.module())
 
 
 class ProgramModule(nn.Module):

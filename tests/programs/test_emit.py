@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree  # noqa: E402
 from graphopt.errors import InputError, OutputError  # noqa: E402
 from graphopt.model import Model  # noqa: E402
 from graphopt.programs.capture import Captured, capture  # noqa: E402
-from graphopt.programs.emit import to_callable, to_onnx, to_pt2  # noqa: E402
+from graphopt.programs.emit import to_onnx, to_pt2  # noqa: E402
+from graphopt.programs.module import as_module  # noqa: E402
 from graphopt.programs.onnx_ready import stateless  # noqa: E402
 
 
@@ -179,7 +180,7 @@ def test_a_buffer_that_changes_is_kept_in_pt2_and_never_wrong_in_onnx(tmp_path: 
         to_onnx(captured.program, captured, tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()
     saved = capture(to_pt2(captured.program, tmp_path / "net.pt2"))
-    eager, ours, again = Running(True).eval(), to_callable(captured.program), to_callable(saved.program)
+    eager, ours, again = Running(True).eval(), as_module(captured.program), as_module(saved.program)
     for _ in range(3):
         expected = eager(x)
         torch.testing.assert_close(ours(x), expected)
@@ -190,7 +191,7 @@ def test_a_buffer_that_changes_is_kept_in_pt2_and_never_wrong_in_onnx(tmp_path: 
     check_onnx(Running(False).eval(), counts, tmp_path / "net.onnx")
     without = stateless(counts)
     assert not without.program.graph_signature.buffers_to_mutate and without.notes[-1] == model.notes[0]
-    torch.testing.assert_close(to_callable(without.program)(x), x * 2)
+    torch.testing.assert_close(as_module(without.program)(x), x * 2)
 
 
 class Tied(nn.Module):
@@ -212,7 +213,7 @@ def test_pt2_keeps_the_state_dict_and_the_names(tmp_path: Path) -> None:
     assert saved.dims == {"ids": {0: "lines", 1: "words"}} and saved.outputs == ("scores",)
     assert saved.ranges == captured.ranges
     assert set(saved.program.state_dict) == {"words.weight", "head.weight"} and saved.dims == captured.dims
-    assert set(to_callable(captured.program).state_dict()) == set(module.state_dict())
+    assert set(as_module(captured.program).state_dict()) == set(module.state_dict())
     ids = torch.randint(0, 11, (3, 7))
     torch.testing.assert_close(saved.reference(ids), module(ids))
     to_onnx(captured.program, captured, tmp_path / "net.onnx")

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from graphopt.programs.emit import to_callable  # noqa: E402
+from graphopt.programs.in_place import written_in_place  # noqa: E402
 from tests.aten.support import exported  # noqa: E402
 
 
@@ -35,7 +35,7 @@ def written(module):
 
 def test_answers_gradients_and_inputs():
     module, x = Block().eval(), torch.randn(2, 4, 6, 6)
-    made = to_callable(exported(module, x))
+    made = written_in_place(exported(module, x).module())
     assert written(made) == ["add_", "add_", "hardswish_", "silu_"]
     kept = x.clone()
     results = made(x)
@@ -78,7 +78,7 @@ def test_what_is_not_written_to(function):
     module, x = Plain().eval(), torch.randn(1, 4, 4)
     if "8" in str(function.__code__.co_consts):
         x = torch.randn(4, 4)
-    made = to_callable(exported(module, x))
+    made = written_in_place(exported(module, x).module())
     kept = x.clone()
     assert written(made) == []
     for a, b in zip(torch.utils._pytree.tree_leaves(made(x)), torch.utils._pytree.tree_leaves(module(x)), strict=True):
@@ -89,7 +89,7 @@ def test_what_is_not_written_to(function):
 def test_dynamic_sizes():
     module = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
     program = exported(module, torch.randn(2, 4, 6, 6), dynamic=({0: torch.export.Dim("batch")},))
-    made = to_callable(program)
+    made = written_in_place(program.module())
     assert written(made) == ["relu_"]
     x = torch.randn(5, 4, 6, 6)
     assert torch.equal(made(x), module(x))
