@@ -190,7 +190,7 @@ class ProgramRun(Run):
                 to_pt2(program, self.destination, self.captured, source=self._file(), in_place=request.in_place)
         report = found.report(
             replace(request, output=self.destination), self.pipeline.name, candidate, self._interface(), self._before(),
-            describe_program(program, self.destination), self.stages.seconds,
+            describe_program(program, self.destination if self._file() is not None else None), self.stages.seconds,
         )  # fmt: skip
         report.output = None if self.destination is None else str(self.destination)
         report.notes[:0] = self.captured.notes
