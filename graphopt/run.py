@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt import runtime
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, OptionError
 from graphopt.findings import Findings
 from graphopt.request import Request, alternatives, calibration_of, check, load, plan
 from graphopt.settings import Settings
@@ -74,9 +74,14 @@ def optimize(request: Request, *, progress: Progress | None = None, judge: Judge
     """
     from graphopt.reporting.progress import Progress
 
-    registry, pipeline = plan(request)
+    registry, whole = plan(request)
+    pipeline = whole.of_kind("onnx")
+    if request.passes is not None and len(pipeline.steps) < len(whole.steps):
+        other = next(step.name for step in whole.steps if "onnx" not in step.kinds)
+        raise OptionError(f"pass {other!r} works on torch programs alone")
     check(request)
-    return Run(request, pipeline, alternatives(request, registry, pipeline), Stages(progress or Progress(quiet=True)), judge).carry_out()
+    others = [other.of_kind("onnx") for other in alternatives(request, registry, pipeline)]
+    return Run(request, pipeline, others, Stages(progress or Progress(quiet=True)), judge).carry_out()
 
 
 class Run:

@@ -199,3 +199,10 @@ def test_module_entry_point(conv_bn: Path) -> None:
         capture_output=True, text=True, check=True, timeout=120,
     )
     assert json.loads(done.stdout)["verification"]["verdict"] == "equivalent"
+
+
+def test_passes_for_torch_programs_alone(conv_bn: Path, tmp_path: Path) -> None:
+    report = optimize(Request(conv_bn, output=tmp_path / "o.onnx", bench=False, verify="off")).report
+    assert "fuse-scaled-dot-product-attention" not in [p.name for p in report.passes]
+    with pytest.raises(OptionError, match="works on torch programs alone"):
+        optimize(Request(conv_bn, output=tmp_path / "o.onnx", passes=("fuse-scaled-dot-product-attention",)))

@@ -81,6 +81,10 @@ class Pipeline:
         stages = (replace(s, steps=tuple(new for step in s.steps if (new := change(step)) is not None)) for s in self.stages)
         return replace(self, stages=tuple(stages))
 
+    def of_kind(self, kind: str) -> Pipeline:
+        """The pipeline without the passes that do not work on graphs of a kind, "onnx" or "torch"."""
+        return self.mapped(lambda step: step if kind in step.kinds else None)
+
 
 def preset_names() -> list[str]:
     """The names of the presets that are installed."""

@@ -126,7 +126,7 @@ class ProgramRun(Run):
     ) -> None:  # fmt: skip
         self.to_onnx = destination is not None and destination.suffix.lower() == ".onnx"
         wanted = not self.to_onnx or request.passes is not None
-        ours = pipeline.mapped(lambda step: step if "torch" in step.kinds and (wanted or step.before_export) else None)
+        ours = pipeline.of_kind("torch").mapped(lambda step: step if wanted or step.before_export else None)
         super().__init__(request, ours, [], stages)
         self.destination, self.compile = destination, compile
         self._stateless: EagerModule | None = None
