@@ -48,13 +48,10 @@ def compress(
     provider: o.Provider = "cpu",
     threads: o.Threads = 0,
     seed: o.Seed = 0,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE.json|FILE.html", help="Write the report to a file too; repeatable.", rich_help_panel="Output"),
-    ] = None,
+    report: o.Reports = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Allow that MODEL itself is replaced.", rich_help_panel="Output")] = False,
+    in_place: o.InPlace = False,
 ) -> int:
     """Cut channels, neurons and heads out of a model, and win back what that cost, within a budget of quality.
 

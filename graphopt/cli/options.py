@@ -66,6 +66,11 @@ Budget = Annotated[
     float | None, typer.Option(min=0, metavar="X", help="Loss accepted of a lossy result, 0.01 for 1 %.", rich_help_panel=_CHECK)
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of synthesized inputs.", rich_help_panel=_CHECK)]
+Reports = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE.json|FILE.html", help="Write the report to a file too; repeatable.", rich_help_panel=_OUTPUT),
+]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Allow that MODEL itself is replaced.", rich_help_panel=_OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.", rich_help_panel=_OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report; only errors.", rich_help_panel=_OUTPUT)]
 

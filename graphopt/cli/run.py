@@ -81,13 +81,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="PASS", help="Print each application and refusal of a pass; repeatable.", rich_help_panel="Output"),
     ] = None,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE.json|FILE.html", help="Write the report to a file too; repeatable.", rich_help_panel="Output"),
-    ] = None,
+    report: o.Reports = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Allow that MODEL itself is replaced.", rich_help_panel="Output")] = False,
+    in_place: o.InPlace = False,
 ) -> int:
     """Optimize a model, prove that it computes the same, and measure what it gained.
 
