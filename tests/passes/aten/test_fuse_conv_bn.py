@@ -150,3 +150,33 @@ def test_other_types(dtype):
     program = result(rewritten(exported(module, _input(4).to(dtype)), "fuse-conv-bn"))
     assert ops(program)[NORM] == 0 and all(p.dtype is dtype for p in program.parameters())
     assert_same(module, program, (_input(4).to(dtype),), rtol={torch.float64: 1e-12, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype])
+
+
+class WrittenOver(nn.Module):
+    """A ReLU that writes over the convolution's output, which is read again afterwards: by a normalization, or by a sum."""
+
+    def __init__(self, normalized: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.normalized = normalized
+
+    def forward(self, x):
+        y = self.conv(x) if self.normalized else self.norm(self.conv(x))
+        z = self.relu(y)
+        return self.norm(y) + z if self.normalized else y + 2 * z
+
+
+@pytest.mark.parametrize(("normalized", "left"), [(True, 1), (False, 0)])
+def test_a_relu_in_place_on_a_value_that_is_used_elsewhere(normalized, left):
+    module = random_norms(WrittenOver(normalized))
+    program = result(rewritten(exported(module, _input(4)), "fuse-conv-bn", "prune-dead-nodes"))
+    assert ops(program)[NORM] == left
+    assert_same(module, program, (_input(4),))
+
+
+def test_a_module_that_is_called_twice():
+    part = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    module = random_norms(nn.Sequential(part, part))
+    program = result(rewritten(exported(module, _input(4)), "fuse-conv-bn"))
+    assert ops(program)[NORM] == 0 and ops(program)["conv2d"] == 2
+    assert_same(module, program, (_input(4),))
