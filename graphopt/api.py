@@ -113,7 +113,7 @@ def optimize(
         return Optimized(result.report, result.exit_code, output=request.destination)
     if not path and type(model).__module__.startswith("onnx"):
         raise InputError(f"an ONNX model in memory ({type(model).__name__}): save it, and give its path")
-    from graphopt.programs.torch_side import require_torch
+    from graphopt.extras import require_torch
 
     require_torch()
     from graphopt.programs.run import optimize_program

@@ -33,8 +33,8 @@ def convert(
     Exit code 0: written and verified; 1: written, but nothing was proved, or not written because it differs.
     """
     from graphopt.cli.sampling import find_samples
+    from graphopt.extras import require_torch
     from graphopt.formats import load_model
-    from graphopt.importing.entry import require_torch
     from graphopt.programs.convert import convert as make
     from graphopt.programs.emit import to_pt2
     from graphopt.reporting.progress import Progress
@@ -42,7 +42,7 @@ def convert(
 
     if output.suffix != ".pt2":
         raise OptionError(f"{output}: convert writes programs of torch, whose names end in .pt2")
-    require_torch()
+    require_torch("imports into torch")
     check_target(output)
     shapes = o.shapes_of(shape or ())
     o.finite(tolerance, "--tolerance")

@@ -26,8 +26,8 @@ def export(
     quiet: o.Quiet = False,
 ) -> int:
     """Export a torch module, and compare what comes out with it. Exit code 0: the same; 1: different, or nothing was proved."""
+    from graphopt.extras import require_torch
     from graphopt.programs.sources import is_program
-    from graphopt.programs.torch_side import require_torch
     from graphopt.reporting.progress import Progress
 
     if not is_program(model):

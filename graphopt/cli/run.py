@@ -147,7 +147,7 @@ def run(
 
 def _carried_out(request: Request, program: bool, compile_: bool, progress: Progress) -> Result | Optimized:
     if program:
-        from graphopt.programs.torch_side import require_torch
+        from graphopt.extras import require_torch
 
         require_torch()
         from graphopt.programs.run import optimize_program

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.errors import InputError
+from graphopt.extras import require_torch
 from graphopt.formats import load_model
 from graphopt.model import Model
 
 if TYPE_CHECKING:
     import torch
-
-_NEEDS_TORCH = "importing a model into torch needs torch, which is not installed: pip install 'graphopt[torch]'"
 
 
 def to_torch(model: str | os.PathLike | Model | ir.Model) -> torch.fx.GraphModule:
@@ -30,7 +27,7 @@ def to_torch(model: str | os.PathLike | Model | ir.Model) -> torch.fx.GraphModul
         InputError: torch is not installed, the model cannot be read, or it holds operators that cannot be imported,
             all of which are listed.
     """
-    require_torch()
+    require_torch("imports into torch")
     from graphopt.importing.build import build
 
     if isinstance(model, ir.Model):
@@ -38,9 +35,3 @@ def to_torch(model: str | os.PathLike | Model | ir.Model) -> torch.fx.GraphModul
     if isinstance(model, Model):
         return build(model.graph.clone(), str(model.path or "the model"))
     return build(load_model(model).graph, str(model))
-
-
-def require_torch() -> None:
-    """Raises InputError, saying what to install, where torch is missing."""
-    if importlib.util.find_spec("torch") is None:
-        raise InputError(_NEEDS_TORCH)

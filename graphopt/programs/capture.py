@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError, OptionError
+from graphopt.extras import require_torch
 from graphopt.programs.captured import Captured
 from graphopt.programs.sources import Source, arguments_of, is_factory, open_source
-from graphopt.programs.torch_side import in_eval_mode, require_torch
+from graphopt.programs.torch_side import in_eval_mode
 
 if TYPE_CHECKING:
     from graphopt.programs.arguments import Arguments

@@ -8,12 +8,12 @@ from typing import Any
 
 from graphopt import runtime
 from graphopt.errors import InputError
+from graphopt.extras import require_torch
 from graphopt.programs.calling import Caller
 from graphopt.programs.capture import capture
 from graphopt.programs.captured import Captured
 from graphopt.programs.sampling import given_samples, make_samples
 from graphopt.programs.sources import is_program
-from graphopt.programs.torch_side import require_torch
 from graphopt.programs.verify import EagerModule
 from graphopt.verification import verify
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import GraphoptError, InputError, OptionError
+from graphopt.extras import require_torch
 from graphopt.importing import to_torch
 from graphopt.programs.capture import capture
 from graphopt.programs.captured import Captured
-from graphopt.programs.torch_side import require_torch
 from graphopt.verification import Sample, Verification, verify
 from graphopt.verification.original import Original
 

@@ -57,8 +57,8 @@ def describe_captured(captured: Captured, path: str) -> dict[str, Any]:
 
 def inspected(model: Path, top: int) -> dict[str, Any]:
     """What `graphopt inspect` tells of a torch program: the report's "model", figures, the largest tensors, what a call changes."""
+    from graphopt.extras import require_torch
     from graphopt.programs.capture import capture
-    from graphopt.programs.torch_side import require_torch
 
     require_torch()
     captured = capture(model)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt.errors import InputError, OptionError, OutputError
+from graphopt.extras import require_torch
 from graphopt.formats import save_model
 from graphopt.model import Model, iter_graphs
 from graphopt.programs.captured import Captured
 from graphopt.programs.naming import NAMES, names_of, renamed
 from graphopt.programs.onnx_ready import ready
-from graphopt.programs.torch_side import forget_dispatch, quiet, require_torch
+from graphopt.programs.torch_side import forget_dispatch, quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

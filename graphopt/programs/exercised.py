@@ -58,15 +58,7 @@ def measure(captured: Captured, samples: Sequence[Sample], *, limit: int = 200, 
                 Watch(module).run(*leaves, enable_io_processing=False)
         except Exception as error:  # a figure less
             return Coverage(note=f"not measured: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
-    result = Coverage()
-    for name, one in seen.items():
-        if one.count:
-            result.values += 1
-            result.constant += one.constant
-            result.saturated += one.saturated
-            if one.constant:
-                result.constant_names.append(name)
-    return result
+    return Coverage.of(seen)
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.errors import OptionError
+from graphopt.extras import require_torch
 from graphopt.programs.calling import Caller
 from graphopt.programs.capture import capture
 from graphopt.programs.describe import describe_captured, describe_program
@@ -14,7 +15,6 @@ from graphopt.programs.emit import OPSET, to_onnx, to_pt2
 from graphopt.programs.module import as_module
 from graphopt.programs.onnx_ready import stateless
 from graphopt.programs.sampling import make_samples
-from graphopt.programs.torch_side import require_torch
 from graphopt.programs.verify import EagerModule
 from graphopt.request import check_destination
 from graphopt.verification import verify

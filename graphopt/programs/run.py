@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError, OptionError
+from graphopt.extras import require_torch
 from graphopt.pipeline.bisect import without_culprits
 from graphopt.programs.capture import capture
 from graphopt.programs.captured import Captured
@@ -14,7 +15,6 @@ from graphopt.programs.describe import describe_captured, describe_program
 from graphopt.programs.emit import to_onnx, to_pt2
 from graphopt.programs.onnx_ready import stateless
 from graphopt.programs.sampling import given_samples, make_samples
-from graphopt.programs.torch_side import require_torch
 from graphopt.programs.verify import EagerModule
 from graphopt.programs.workbench import ProgramBench, strongest
 from graphopt.request import Request, check_destination, check_values, plan

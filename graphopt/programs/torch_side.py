@@ -1,9 +1,8 @@
-"""What every use of torch here shares: that it is there, that it is quiet, and that a module is left as it was."""
+"""What every use of torch here shares: that it is quiet, and that a module is left as it was."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import sys
@@ -11,18 +10,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import InputError
-
 if TYPE_CHECKING:
     import torch
-
-INSTALL = "pip install 'graphopt[torch]'"
-
-
-def require_torch(what: str = "torch modules and programs") -> None:
-    """Raises InputError, saying what to install, where torch is missing."""
-    if importlib.util.find_spec("torch") is None:
-        raise InputError(f"{what} need torch, which is not installed: {INSTALL}")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,19 @@ class Coverage:
     never_run: list[str] = field(default_factory=list)
     constant_names: list[str] = field(default_factory=list)
     note: str = ""
+
+    @classmethod
+    def of(cls, seen: Mapping[str, Seen]) -> Coverage:
+        """What values, by name, were seen to take."""
+        result = cls()
+        for name, one in seen.items():
+            if one.count:
+                result.values += 1
+                result.constant += one.constant
+                result.saturated += one.saturated
+                if one.constant:
+                    result.constant_names.append(name)
+        return result
 
     @property
     def exercised(self) -> float | None:
@@ -112,14 +125,7 @@ def measure(
             del session
     except (GraphoptError, ValueError) as error:  # ValueError: protobuf's limit of 2 GB, in strings that are no weights
         return Coverage(note=f"not measured: {' '.join(str(error).split())}")
-    result = Coverage()
-    for name, watch in seen.items():
-        if watch.count:
-            result.values += 1
-            result.constant += watch.constant
-            result.saturated += watch.saturated
-            if watch.constant:
-                result.constant_names.append(name)
+    result = Coverage.of(seen)
     for value, nodes in branches.items():
         for node in nodes:
             _count(result, node, taken[value.name])
