@@ -224,7 +224,7 @@ class _Run:
         for observer in self.observers:
             observer.before(step, i, len(self.steps))
         base = self.asked
-        log = ChangeLog(step.name, lambda number: self.hold.allows(base + number), self.held[i])
+        log = ChangeLog(step.name, lambda number: self.hold.allows(base + number), self.held[i], base)
         started = time.perf_counter()
         self.context = self.kind.context(self.model.graph, log, self.context)
         try:

@@ -138,6 +138,8 @@ class Pass:
         measured: it can lose on some targets: a run that measures speed keeps it or undoes it by what it measures.
         hides: the operators that it keeps the runtime from making ("com.microsoft::SkipLayerNormalization"). Where the runtime
             makes no more of them without the pass, it has nothing to gain, and a run that measures undoes it.
+        narrows: each application makes one unit of the graph run on narrower numbers; a run that measures speed decides
+            which of them are worth it.
         calibrates: it asks for statistics of values on calibration samples (`context.calibrate`).
         before_export: of a pass on torch programs: whether it is of use where the program becomes an ONNX model.
         unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
@@ -149,6 +151,7 @@ class Pass:
     providers: ClassVar[frozenset[str]] = frozenset()
     measured: ClassVar[bool] = False
     hides: ClassVar[frozenset[str]] = frozenset()
+    narrows: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
     before_export: ClassVar[bool] = True
     unmeasured: ClassVar[str] = "keep"

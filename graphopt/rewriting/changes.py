@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Node = ir.Node | fx.Node
 
 _ORIGIN = "graphopt.origin"
+_APPLICATION = "graphopt.application"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ class ChangeLog:
     round, where it would come to them again under new numbers.
 
     Attributes:
+        base: what is added to a number to make it one of the whole run.
         applied: how many changes were made.
         asked: how many were asked for; those held back are counted.
         numbered: the number and the label of each change that was made.
         notes: lines for the report that are no refusals.
     """
 
-    def __init__(self, name: str, allow: Callable[[int], bool] | None = None, held: set[Node] | None = None) -> None:
+    def __init__(
+        self, name: str, allow: Callable[[int], bool] | None = None, held: set[Node] | None = None, base: int = 0
+    ) -> None:  # fmt: skip
         self.name = name
+        self.base = base
         self.applied = 0
         self.asked = 0
         self.numbered: list[tuple[int, str]] = []
@@ -94,7 +99,7 @@ class ChangeLog:
         self.notes.append(text)
 
     def provenance(self, new: Iterable[Node], old: Iterable[Node]) -> None:
-        """Record that `new` nodes stand for `old` ones, by this pass."""
+        """Record that `new` nodes stand for `old` ones, by the last change that was permitted."""
         names: dict[str, None] = {}
         passes: dict[str, None] = {}
         for node in old:
@@ -104,12 +109,19 @@ class ChangeLog:
         passes[self.name] = None
         for node in new:
             node.meta[_ORIGIN] = (tuple(names), tuple(passes))
+            if self.numbered:
+                node.meta[_APPLICATION] = self.base + self.numbered[-1][0]
 
 
 def origin(node: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the original nodes that `node` stands for, and the passes that made it (none: untouched)."""
     known = node.meta.get(_ORIGIN)
     return known if known is not None else ((_label(node),), ())
+
+
+def application(node: Node) -> int | None:
+    """The number in the run of the last application that made a node; None: no pass made it."""
+    return node.meta.get(_APPLICATION)
 
 
 def _label(subject: Any) -> str:

@@ -29,6 +29,7 @@ class QuantizeStatic(Pass):
 
     name = "quantize-static"
     effect = Effect.LOSSY
+    narrows = True
     calibrates = True
 
     method: str = option("mse", "how ranges are chosen", choices=("min-max", "moving-average", "percentile", "entropy", "mse"))

@@ -7,6 +7,7 @@ from graphopt.model import Model
 from graphopt.pipeline.bisect import without_culprits
 from graphopt.pipeline.presets import Pipeline, Stage
 from graphopt.pipeline.runner import Candidate, Hold, run_pipeline
+from graphopt.rewriting.changes import application
 from tests.pipeline.faulty import NegToRelu, RaiseHalfway
 from tests.support import REGISTRY, model, node
 
@@ -45,6 +46,11 @@ def test_records() -> None:
     ]
     assert counts(candidate) == {"Mul": 2, "Abs": 1}
     assert [n.op_type for n in source.fresh().graph.graph] == ["Neg", "Neg", "Identity", "Abs"]
+
+
+def test_nodes_know_the_application_that_made_them() -> None:
+    candidate = run_pipeline(negs(["a", "b", "c"]).fresh, pipeline(IDENTITY, NegToRelu()), hold=Hold(applications=frozenset({2})))
+    assert [(n.op_type, application(n)) for n in candidate.model.graph.graph] == [("Mul", 1), ("Neg", None), ("Mul", 3), ("Abs", None)]
 
 
 def test_rounds_end_when_nothing_changes() -> None:
