@@ -195,9 +195,9 @@ class Run:
 
     def _integers(self, candidate: Candidate) -> None:
         """Say which integer kernels the runtime makes of what passes quantized."""
-        from graphopt.measurement import on_integers
+        from graphopt.measurement import asks_for_integers, on_integers
 
-        if any(n.op_type == "QuantizeLinear" for n in candidate.model.graph.graph.all_nodes()):
+        if asks_for_integers(n.op_type for n in candidate.model.graph.graph.all_nodes()):
             final = self.bench.graph_of(candidate)
             if final is not None:
                 self.found.notes.append(on_integers(final))

@@ -11,11 +11,8 @@ import onnx_ir as ir
 from graphopt.rewriting import Context, Editor, Effect, Match, Pass, Refuse, constant_tensor, guards, option
 
 from .arithmetic import TOP, Grid, activation_grid, channel_axis, least_scale, pack, pack_bias
+from .instructions import weight_top
 from .regions import MOVED, Unit, find_units
-
-#: Instruction sets with sums of products of unsigned and signed bytes that cannot overflow 16 bits on the way.
-_EXACT = ("amx-int8", "avx512-vnni", "avx-vnni", "neon", "neon-dotprod", "neon-i8mm")
-_REDUCED = 63  # 255 * 63 * 2 < 2**15
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,7 @@ class QuantizeStatic(Pass):
 
     def top(self, isa: str, signed: bool) -> int:
         """The largest integer of a weight."""
-        saturates = not signed and isa not in _EXACT
-        return _REDUCED if self.reduce_range == "yes" or (self.reduce_range == "auto" and saturates) else TOP
+        return weight_top(isa, signed, self.reduce_range)
 
 
 class _Quantization:
