@@ -33,6 +33,7 @@ class Statistics:
         faults: what no range can express, "NaN" or "infinity", with the sample that it was first seen in.
         histogram: of the finite values, or None.
         axis, channel_low, channel_high: the extremes by channel along an axis, float64, or None.
+        channel_mean, channel_square: the means of x and of x^2 over all values of a channel, float64, or None.
         moment: E[x x^T] over vectors along the last axis, [features, features] float64, or None.
     """
 
@@ -48,6 +49,8 @@ class Statistics:
     axis: int | None = None
     channel_low: np.ndarray | None = None
     channel_high: np.ndarray | None = None
+    channel_mean: np.ndarray | None = None
+    channel_square: np.ndarray | None = None
     moment: np.ndarray | None = None
 
     @property
@@ -106,7 +109,7 @@ class Observer:
     def __init__(self, name: str, *, histogram: bool = True, axis: int | None = None, moment: bool = False) -> None:
         self.statistics = Statistics(name, histogram=Histogram() if histogram else None, axis=axis)
         self._moment = moment
-        self._rows = 0
+        self._rows = self._places = 0
 
     def add(self, array: np.ndarray, origin: str) -> None:
         """Take one sample's array; origin: how that sample is called.
@@ -149,13 +152,19 @@ class Observer:
             raise CalibrationError(f"tensor {found.name!r} has no axis {axis}: it has {array.ndim} dimensions")
         others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
         low, high = array.min(axis=others).astype(np.float64), array.max(axis=others).astype(np.float64)
+        places = array.size // max(1, low.size)
+        mean, square = array.mean(axis=others, dtype=np.float64), np.square(array).mean(axis=others, dtype=np.float64)
         if found.channel_low is None or found.channel_high is None:
-            found.channel_low, found.channel_high = low, high
+            found.channel_low, found.channel_high, found.channel_mean, found.channel_square = low, high, mean, square
+            self._places = places
             return
         if low.shape != found.channel_low.shape:
             raise CalibrationError(f"tensor {found.name!r} has {low.size} channels in one sample and {found.channel_low.size} in another")
         np.minimum(found.channel_low, low, out=found.channel_low)
         np.maximum(found.channel_high, high, out=found.channel_high)
+        self._places += places
+        found.channel_mean += (mean - found.channel_mean) * (places / self._places)
+        found.channel_square += (square - found.channel_square) * (places / self._places)
 
     def _products(self, array: np.ndarray) -> None:
         found = self.statistics

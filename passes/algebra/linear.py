@@ -120,11 +120,11 @@ class Linear:
         if weight is None:
             weight = self.weight
         elif isinstance(weight, np.ndarray):
-            weight = editor.constant(weight, _folded_name(self.weight.name))
+            weight = editor.constant(weight, folded_name(self.weight.name))
         if isinstance(bias, np.ndarray):
             array = arithmetic.rounded(bias, dtype, "the bias")
             source = self.bias.name if self.bias is not None else f"{_SUFFIX.sub('', self.weight.name or '')}_bias"
-            bias = editor.constant(array, _folded_name(source))
+            bias = editor.constant(array, folded_name(source))
         attributes = dict(self.node.attributes)
         attributes.pop("beta", None)
         op_type, inputs = self.node.op_type, [x, weight]
@@ -143,11 +143,11 @@ class Linear:
         """Give the operator, where it stands, another weight and another bias (None: as it is)."""
         dtype = constant_tensor(self.weight).dtype.numpy()  # type: ignore[union-attr]
         if weight is not None:
-            editor.set_input(self.node, 1, editor.constant(weight, _folded_name(self.weight.name)))
+            editor.set_input(self.node, 1, editor.constant(weight, folded_name(self.weight.name)))
         if bias is None or (self.bias is None and not bias.any()):
             return
         source = self.bias.name if self.bias is not None else f"{_SUFFIX.sub('', self.weight.name or '')}_bias"
-        value = editor.constant(arithmetic.rounded(bias, dtype, "the bias"), _folded_name(source))
+        value = editor.constant(arithmetic.rounded(bias, dtype, "the bias"), folded_name(source))
         if self.add is not None:
             editor.set_input(self.add, list(self.add.inputs).index(self.bias), value)
             return
@@ -168,7 +168,7 @@ class Linear:
             raise Refuse(f"the weight {self.weight.name!r} has other consumers, and a copy for this one would add {tensor.nbytes} bytes")
 
 
-def _folded_name(name: str | None) -> str:
+def folded_name(name: str | None) -> str:
     """The name of a weight that was folded into, which says so once however often it was."""
     return f"{_SUFFIX.sub('', name or '')}_folded"
 
