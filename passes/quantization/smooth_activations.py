@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.calibration import Statistics
 from graphopt.rewriting import Context, Effect, Pass, Refuse, guards, option
 
 from ..algebra.linear import DEFAULT_GROWTH, GROWTH_HELP, read
 from .arithmetic import TOP
 from .scaling import Group, by_input, find_groups, move, positive
+
+if TYPE_CHECKING:
+    from graphopt.rewriting.context import Statistics
 
 _LEVELS = 255  # steps of an activation's range
 _QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)  # of the channels' ranges, beyond which they are brought down
