@@ -289,7 +289,7 @@ class Run:
         chosen = candidate
         if self.request.passes is None:  # passes that were asked for by name are not left out for a shade of speed
             chosen, self.found.choices = choose(self.bench, candidate, self.pipeline.steps)
-        outcome = without_slowdown(self.bench, chosen)
+        outcome = without_slowdown(self.bench, chosen, keep=frozenset(step.name for step in self.pipeline.steps if step.smaller))
         for culprit in outcome.culprits:
             self.found.rolled_back("slower", culprit)
         if outcome.loss:

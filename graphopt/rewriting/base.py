@@ -140,6 +140,7 @@ class Pass:
             makes no more of them without the pass, it has nothing to gain, and a run that measures undoes it.
         narrows: each application makes one unit of the graph run on narrower numbers; a run that measures speed decides
             which of them are worth it.
+        smaller: it is there to make the model smaller: it stays where that makes it slower, and the report says so.
         calibrates: it asks for statistics of values on calibration samples (`context.calibrate`).
         before_export: of a pass on torch programs: whether it is of use where the program becomes an ONNX model.
         unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
@@ -152,6 +153,7 @@ class Pass:
     measured: ClassVar[bool] = False
     hides: ClassVar[frozenset[str]] = frozenset()
     narrows: ClassVar[bool] = False
+    smaller: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
     before_export: ClassVar[bool] = True
     unmeasured: ClassVar[str] = "keep"

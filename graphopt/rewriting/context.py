@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,10 +27,21 @@ class Tools:
     Attributes:
         calibration: statistics on the calibration samples; None where the run has none.
         target: where the result will run; None where nobody said.
+        known: what passes worked out, see `once`.
     """
 
     calibration: Calibration | None = None
     target: Target | None = None
+    known: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, work: Callable[[], Any]) -> Any:
+        """What `work` gives, from an earlier replay of the run where it was worked out under that key before.
+
+        The key must hold all that the result follows from: options, and digests of weights and statistics.
+        """
+        if key not in self.known:
+            self.known[key] = work()
+        return self.known[key]
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,18 @@ def _float_product(analysis: ShapeAnalysis, node: ir.Node) -> None:
     _product(analysis, node, a, b, node.inputs[2].dtype)
 
 
+def _blocked_product(analysis: ShapeAnalysis, node: ir.Node) -> None:
+    """MatMulNBits: N in the place of the last dimension."""
+    shape, count = node.inputs[0].shape, node.attributes.get("N")
+    known = shape is not None and shape.rank() > 0 and count is not None and not count.is_ref()
+    put(node.outputs[0], [*shape.dims[:-1], count.as_int()] if known else None, node.inputs[0].dtype)
+
+
+def _blocked_rows(analysis: ShapeAnalysis, node: ir.Node) -> None:
+    """GatherBlockQuantized: the type of the scales; the shape is left to what stood there before."""
+    put(node.outputs[0], None, node.inputs[2].dtype)
+
+
 def _operand(node: ir.Node, index: int) -> list[Size] | None:
     """The dimensions of an operand as the product sees it."""
     shape, letter = node.inputs[index].shape, "AB"[index]
@@ -91,4 +103,6 @@ CONTRIB: dict[str, Callable[[ShapeAnalysis, ir.Node], None]] = {
     "FusedConv": _library_of("Conv"),
     "FusedGemm": _library_of("Gemm"),
     "FusedMatMul": _fused_matmul,
+    "GatherBlockQuantized": _blocked_rows,
+    "MatMulNBits": _blocked_product,
 }

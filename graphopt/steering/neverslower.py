@@ -32,12 +32,16 @@ class Outcome:
     loss: str = ""
 
 
-def without_slowdown(bench: Bench, candidate: Candidate, *, clock: Callable[[], float] = time.monotonic) -> Outcome:
+def without_slowdown(
+    bench: Bench, candidate: Candidate, *, keep: frozenset[str] = frozenset(), clock: Callable[[], float] = time.monotonic
+) -> Outcome:
     """Measure; while the result is slower beyond the noise, find the pass without which it is fastest, and drop it.
 
     A slower result is measured a second time before it is believed. After three passes, or when no single pass can be
     blamed, nothing is applied at all: the original is then what is shipped. Where inputs come in a small size, too, a
     pass that makes it slower there is dropped unless it gains at the usual size.
+
+    `keep`: passes that are there for another gain than speed; they are never dropped, and what they cost is told.
     """
     outcome = Outcome(candidate, None)
     end = clock() + _SEARCH_SECONDS
@@ -49,14 +53,21 @@ def without_slowdown(bench: Bench, candidate: Candidate, *, clock: Callable[[], 
         speed = _measured(bench, outcome.candidate, _SECONDS)
         if not speed.slower:
             outcome.speed = speed.to_dict() | {"shapes": bench.shapes()}
-            if bench.shapes(small=True) is None or not _dropped_for_the_small_size(bench, outcome, left):
+            if bench.shapes(small=True) is None or not _dropped_for_the_small_size(bench, outcome, left, keep):
                 return outcome
             continue
         hold = outcome.candidate.hold
         reason = f"with it the model is slower: {_figures(speed)}"
-        blamed, trial = _at_fault(bench, outcome.candidate, left)
+        blamed, trial = _at_fault(bench, outcome.candidate, left, keep)
         if trial is None:
             applied = frozenset(applied_passes(outcome.candidate))
+            if kept := sorted(applied & keep):
+                outcome.speed = speed.to_dict() | {"shapes": bench.shapes()}
+                outcome.loss = f"the result is slower: {_figures(speed)}; {', '.join(kept)} is there to make it smaller"
+                if bench.shapes(small=True) is not None:
+                    small = _measured(bench, outcome.candidate, _SMALL_SECONDS, small=True)
+                    outcome.speed["smaller"] = small.to_dict() | {"shapes": bench.shapes(small=True)}
+                return outcome
             outcome.culprits.extend(Culprit(name, None, reason) for name in sorted(applied))
             outcome.candidate = bench.build(replace(hold, passes=hold.passes | applied, limit=None))
         else:
@@ -64,7 +75,7 @@ def without_slowdown(bench: Bench, candidate: Candidate, *, clock: Callable[[], 
             outcome.candidate = trial.candidate
 
 
-def _dropped_for_the_small_size(bench: Bench, outcome: Outcome, left: Callable[[], float]) -> bool:
+def _dropped_for_the_small_size(bench: Bench, outcome: Outcome, left: Callable[[], float], keep: frozenset[str]) -> bool:
     """Measure at the small size, too; where it is slower there, drop the pass at fault, if that costs the usual size nothing."""
     candidate = outcome.candidate
     speed = _measured(bench, candidate, _SMALL_SECONDS, small=True)
@@ -72,7 +83,7 @@ def _dropped_for_the_small_size(bench: Bench, outcome: Outcome, left: Callable[[
     outcome.speed["smaller"], outcome.loss = speed.to_dict() | {"shapes": shapes}, ""
     if not speed.slower:
         return False
-    blamed, trial = _at_fault(bench, candidate, left, small=True)
+    blamed, trial = _at_fault(bench, candidate, left, keep, small=True)
     if trial is None or bench.race(trial.candidate, candidate, _TRIAL_SECONDS, EVEN).faster:
         shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         outcome.loss = f"on small inputs ({shown}) the result is slower: {_figures(speed)}"
@@ -93,7 +104,9 @@ def _figures(speed: Speed) -> str:
     return f"{speed.ratio:.3f}x ({speed.low:.3f} to {speed.high:.3f})"
 
 
-def _at_fault(bench: Bench, candidate: Candidate, left: Callable[[], float], *, small: bool = False) -> tuple[str, Trial | None]:
+def _at_fault(
+    bench: Bench, candidate: Candidate, left: Callable[[], float], keep: frozenset[str], *, small: bool = False
+) -> tuple[str, Trial | None]:
     """The pass without which the candidate is measurably faster, the most where there are several.
 
     Each is left out in turn. A bisection over prefixes of the pipeline would be quicker, and would blame a pass whose
@@ -103,6 +116,8 @@ def _at_fault(bench: Bench, candidate: Candidate, left: Callable[[], float], *, 
     for name in reversed(applied_passes(candidate)):
         if left() <= 0:
             break
+        if name in keep:
+            continue
         trial = leave_out(bench, candidate, name, _TRIAL_SECONDS, small=small)
         if trial.speed is not None and trial.speed.slower and trial.speed.ratio < worst[0]:
             worst = (trial.speed.ratio, name, trial)

@@ -45,6 +45,7 @@ class QuantizeWeights(Pass):
     name = "quantize-weights"
     effect = Effect.LOSSY
     kinds = frozenset({"onnx", "torch"})
+    smaller = True
     before_export = False  # an ONNX model gets a DequantizeLinear
 
     min_elements: int = option(1024, "smallest number of elements of a weight that is quantized", minimum=1)
