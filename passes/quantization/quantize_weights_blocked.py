@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Effect, Pass, Refuse, constant_tensor, guards, option
+from graphopt.rewriting import Context, Effect, Pass, Refuse, constant_tensor, option
 
 from .blocks import Blocks, Fit, Layout, decibels, nearest, padded, quantize
 from .blocks_in_graph import form_for, guard_form, state
@@ -153,7 +153,9 @@ class _Quantization:
         integers, scale, zero = gptq(weight, moment, grid, low=0, high=top, group=layout.block, order=self.options.act_order)
         filled = np.repeat(zero.astype(np.uint8), layout.block, axis=1)  # what fills up the last block is its zero point
         filled[:, : weight.shape[1]] = integers
-        made = Blocks(layout, weight.shape[1], filled.reshape(*zero.shape, layout.block), scale.astype(weight.dtype), zero.astype(np.uint8), 0)
+        made = Blocks(
+            layout, weight.shape[1], filled.reshape(*zero.shape, layout.block), scale.astype(weight.dtype), zero.astype(np.uint8), 0.0
+        )
         before, after = output_error(weight, plain.dense(), moment), output_error(weight, made.dense(), moment)
         if not after < before:
             return _Done(plain, 1.0)
@@ -165,7 +167,8 @@ class _Quantization:
         worst = min(self.done, key=lambda d: d[1].blocks.snr)
         ratios = sorted(d[1].blocks.snr for d in self.done)
         kind = "symmetric" if self.layout.symmetric else "with zero points"
-        sizes = [f"{len(found)} {what}: {_shrunk(found)}" for what, found in (("weights of products", products), ("tables", tables)) if found]
+        kinds = (("weights of products", products), ("tables", tables))
+        sizes = [f"{len(found)} {what}: {_shrunk(found)}" for what, found in kinds if found]
         text = (
             f"{self.layout.bits} bits in blocks of {self.layout.block}, {kind}, by {self.options.method}; {'; '.join(sizes)}; "
             f"signal-to-noise ratio of the weights {ratios[len(ratios) // 2]:.1f} dB in the median, {worst[1].blocks.snr:.1f} dB at "
