@@ -39,7 +39,7 @@ def gptq(
     columns = weight.shape[1]
     group = group or columns
     # By column: a step reads one and changes those behind it.
-    left = np.ascontiguousarray(weight.T, np.float32)
+    left = np.array(weight.T, np.float32, order="C")
     alive = _alive(hessian)
     places = np.argsort(-np.diag(alive), kind="stable") if order else np.arange(columns)
     factor = _inverse_factor(alive[np.ix_(places, places)] if order else alive).astype(np.float32)
@@ -105,7 +105,8 @@ def _inverse_factor(hessian: np.ndarray) -> np.ndarray:
             reverse = np.linalg.cholesky(damped[::-1, ::-1])
         except np.linalg.LinAlgError:
             continue
-        return _inverse_of_triangle(np.ascontiguousarray(reverse[::-1, ::-1]))
+        if np.isfinite(reverse).all():
+            return _inverse_of_triangle(np.ascontiguousarray(reverse[::-1, ::-1]))
     raise Refuse("the second moment of its inputs is not positive definite")
 
 

@@ -72,7 +72,7 @@ class _Quantization:
         self.layout = Layout(options.bits, options.block_size, options.symmetric)
         self.fit = _FITS.get(options.method, half_quadratic)
         self.done: list[tuple[Unit, _Done, int]] = []
-        self.without = 0  # products that GPTQ knows no inputs of
+        self.without = 0  # weights of products that GPTQ could do nothing for
 
     def carry_out(self) -> None:
         context, units = self.context, []
@@ -94,6 +94,7 @@ class _Quantization:
             if not context.log.permit(unit.node):
                 continue
             context.log.settled(unit.node)
+            self.without += self.options.method == "gptq" and made.gain is None and bool(unit.products)
             state(context, unit, made.blocks, self.form)
             self.done.append((unit, made, before))
         if self.done:
@@ -122,8 +123,6 @@ class _Quantization:
             known = [s.moment for s in inputs if s is not None and not s.faults and s.moment is not None]
             if known and len(known) == len(inputs):
                 found[unit] = known[0] if len(known) == 1 else np.mean(known, axis=0)
-            else:
-                self.without += len(unit.products)
         return found
 
     def _quantized(self, unit: Unit, moment: np.ndarray | None) -> _Done:
@@ -150,7 +149,10 @@ class _Quantization:
             scale, zero = self.fit(np.ascontiguousarray(part, np.float32), top, layout.symmetric)
             return scale[:, 0].astype(weight.dtype).astype(np.float32), zero[:, 0]
 
-        integers, scale, zero = gptq(weight, moment, grid, low=0, high=top, group=layout.block, order=self.options.act_order)
+        try:
+            integers, scale, zero = gptq(weight, moment, grid, low=0, high=top, group=layout.block, order=self.options.act_order)
+        except Refuse:
+            return _Done(plain)
         filled = np.repeat(zero.astype(np.uint8), layout.block, axis=1)  # what fills up the last block is its zero point
         filled[:, : weight.shape[1]] = integers
         made = Blocks(
@@ -178,7 +180,7 @@ class _Quantization:
         if gains:
             text += f"; squared error of the outputs on the samples {gains[len(gains) // 2]:.2f} times that without GPTQ, in the median"
         if self.without:
-            text += f"; inputs of {self.without} products were not observed, and these are rounded without GPTQ"
+            text += f"; what {self.without} of them multiply is not known well enough for GPTQ, and they are rounded without"
         self.context.log.note(text)
 
 

@@ -54,6 +54,24 @@ def test_with_nobody_to_blame_the_original_is_shipped() -> None:
     assert found.speed is None
 
 
+def test_what_makes_it_smaller_stays_and_is_told_of() -> None:
+    bench = Passes(["a", "small"], lambda applied: 12.0 if "small" in applied else 9.0)
+    found = without_slowdown(bench, bench.build(), keep=frozenset({"small"}))
+    assert (found.culprits, [a.pass_name for a in found.candidate.applications]) == ([], ["a", "small"])
+    assert found.speed["ratio"] == pytest.approx(10 / 12)
+    assert found.loss.startswith("the result is slower: 0.833x")
+    assert found.loss.endswith("small is there to make it smaller")
+
+
+def test_beside_what_makes_it_smaller_others_are_blamed() -> None:
+    bench = Passes(["bad", "small"], lambda applied: 9.0 + 8.0 * ("bad" in applied) + 3.0 * ("small" in applied), small=lambda applied: 5.0)
+    found = without_slowdown(bench, bench.build(), keep=frozenset({"small"}))
+    assert [c.pass_name for c in found.culprits] == ["bad"]
+    assert [a.pass_name for a in found.candidate.applications] == ["small"]
+    assert found.speed["ratio"] == pytest.approx(10 / 12)
+    assert found.speed["smaller"]["shapes"] == {"x": [1, 16]}
+
+
 def test_small_inputs_are_measured_too() -> None:
     bench = Passes(["a"], lambda applied: 8.0, small=lambda applied: 5.0)
     found = without_slowdown(bench, bench.build())
