@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-
 from graphopt.passes.quantization.blocks import Blocks, Layout, nearest, pack_bytes, quantize
 from graphopt.passes.quantization.gptq import gptq, output_error
 from graphopt.passes.quantization.hqq import half_quadratic
+
 from graphopt.rewriting import Refuse
 from tests.support import array
 

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from graphopt.passes.quantization.blocks import Layout, nearest, quantize
+from graphopt.passes.quantization.hqq import half_quadratic
 from onnx import helper, numpy_helper
 
 from graphopt.calibration import Calibration
 from graphopt.measurement import Target, final_graph
-from graphopt.passes.quantization.blocks import Layout, nearest, quantize
-from graphopt.passes.quantization.hqq import half_quadratic
 from graphopt.rewriting import ChangeLog, Context
 from graphopt.rewriting.context import Tools
 from tests.support import REGISTRY, array, drop_inferred, model, node, ops, reasons, run_pass, session
