@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Effect, Match, Pass, Refuse, constant_tensor, guards, option
 
-from .arithmetic import TOP, Grid, activation_grid, channel_axis, least_scale, pack, pack_bias
+from .arithmetic import TOP, activation_grid, channel_axis, least_scale, pack
 from .instructions import weight_top
-from .regions import MOVED, Unit, find_units
+from .regions import Unit, find_units
+from .writing import Writer
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,9 @@ class _Quantization:
         self.signed = options.signed(isa)
         self.top = options.top(isa, self.signed)
         self.isa = isa
-        self.axis_of = (lambda node, rank: channel_axis(node, 1, rank)) if options.granularity == "channel" else (lambda node, rank: None)
-        self.grids: dict[ir.Value, Grid] = {}  # of values as they were, and of what stands for them now
-        self.rounded: dict[ir.Value, ir.Value] = {}  # value -> the same, rounded to its grid
+        self.writer = Writer(self.signed, self.top, options.granularity == "channel")
+        self.grids = self.writer.grids
         self.weights: dict[ir.Value, tuple[ir.Value, np.ndarray]] = {}  # weight -> dequantized, scales
-        self.made: set[ir.Value] = set()  # what stands for values on their grids
         self.nodes: set[ir.Node] = set()  # that were made here
         self.snr: list[tuple[float, str]] = []
         self.done = 0
@@ -89,10 +88,9 @@ class _Quantization:
     def _beside(self) -> str:
         """The float operators at which integers begin or end, by type, the most frequent first."""
         found: dict[ir.Node, None] = {}
-        for value in self.made:
-            before = value.producer().inputs[0].producer().inputs[0].producer()  # type: ignore[union-attr]
-            after = [usage.node for usage in value.uses()]
-            found.update(dict.fromkeys(n for n in [before, *after] if n is not None and n not in self.nodes))
+        for value, before in self.writer.made.items():
+            nodes = [None if before is None else before.producer(), *(usage.node for usage in value.uses())]
+            found.update(dict.fromkeys(n for n in nodes if n is not None and n not in self.nodes))
         counts = Counter(node.op_type for node in found)
         return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -100,9 +98,7 @@ class _Quantization:
         """The grid of every value that is to be rounded; units of values without one are refused."""
         wanted: dict[ir.Value, None] = {}
         for unit in self.units:
-            wanted.update(dict.fromkeys(unit.activations))
-            if unit.rounded and unit.node.op_type not in MOVED:
-                wanted[unit.output] = None
+            wanted.update(dict.fromkeys(unit.calibrated))
         found = self.context.calibrate(wanted, method=self.options.method)
         faults: dict[ir.Value, str] = {}
         for value, statistics in found.items():
@@ -111,8 +107,7 @@ class _Quantization:
                 continue
             self.grids[value] = activation_grid(*statistics.range(self.options.method), self.signed)
         for unit in self.units:
-            touched = [*unit.activations, *([unit.output] if unit.rounded else [])]
-            reason = next((faults[v] for v in touched if v in faults), None)
+            reason = next((faults[v] for v in unit.calibrated if v in faults), None)
             if reason is None:
                 reason = self._bias_fault(unit)
             if reason is not None and unit.anchor:
@@ -136,9 +131,9 @@ class _Quantization:
     def _leave_out(self) -> None:
         """Units between anchors that a refusal left without an integer value to read, or without a reader."""
         while True:
-            made = {u.output for u in self.units if u.rounded}
+            made = {v for u in self.units if u.rounded for v in u.outputs}
             read = {v for u in self.units for v in u.activations}
-            kept = [u for u in self.units if u.anchor or (u.output in read and all(v in made for v in u.activations))]
+            kept = [u for u in self.units if u.anchor or (any(v in read for v in u.outputs) and all(v in made for v in u.activations))]
             if len(kept) == len(self.units):
                 return
             self.units = kept
@@ -146,56 +141,46 @@ class _Quantization:
     # --- rewriting ----------------------------------------------------------------------------------------------
 
     def _quantize(self, unit: Unit) -> None:
-        node, output = unit.node, unit.output
-        editor = Editor(self.context, Match(node, [node, *([unit.tail] if unit.tail is not None else [])]))
+        node, writer = unit.node, self.writer
+        inner = unit.form.inner if unit.form is not None else ()
+        editor = Editor(self.context, Match(node, [node, *([unit.tail] if unit.tail is not None else []), *inner]))
+        writer.editor = editor
         inputs = list(node.inputs)
         for i in unit.inputs:
-            inputs[i] = self._rounded(editor, inputs[i])  # type: ignore[arg-type]
+            inputs[i] = writer.rounded(inputs[i])  # type: ignore[arg-type]
+        for i, data in unit.constants.items():
+            inputs[i] = writer.constant(inputs[i], data)  # type: ignore[arg-type]
         if unit.anchor:
-            inputs[1:] = self._constants(editor, unit, self.grids[inputs[0]])  # type: ignore[index]
-        result = editor.node(node.op_type, inputs, dict(node.attributes), name=node.name or None, like=node.outputs[0])
+            inputs[1:] = self._constants(unit, inputs[0])  # type: ignore[arg-type]
+        if unit.form is not None:
+            results = [unit.form.write(writer, node, [inputs[i] for i in unit.inputs])]  # type: ignore[misc]
+        else:
+            made = editor.node(node.op_type, inputs, dict(node.attributes), outputs=len(unit.outputs), name=node.name or None,
+                               like=node.outputs[0])  # fmt: skip
+            results = made if isinstance(made, list) else [made]
         if unit.tail is not None:
             tail = unit.tail
-            result = editor.node(tail.op_type, [result, *tail.inputs[1:]], dict(tail.attributes), name=tail.name or None, like=output)
-        if unit.rounded:
-            grid = self.grids[inputs[0]] if node.op_type in MOVED else self.grids[output]  # type: ignore[index]
-            result = self._pair(editor, result, grid, output)
-        editor.replace(output, result)
+            results = [editor.node(tail.op_type, [results[0], *tail.inputs[1:]], dict(tail.attributes), name=tail.name or None,
+                                   like=unit.output)]  # fmt: skip
+        for output, result in zip(unit.outputs, results, strict=True):
+            if unit.rounded and result not in writer.made:
+                grid = self.grids[inputs[unit.inputs[0]]] if unit.moves else self.grids[output]  # type: ignore[index]
+                result = writer.pair(result, grid, output.name, like=output)
+            editor.replace(output, result)
         self.nodes.update(editor.created)
         editor.commit()
 
-    def _rounded(self, editor: Editor, value: ir.Value) -> ir.Value:
-        """A value on its grid; the pair is made where it is first needed."""
-        if value in self.made:
-            return value
-        if value not in self.rounded:
-            self.rounded[value] = self._pair(editor, value, self.grids[value], value)
-        return self.rounded[value]
-
-    def _pair(self, editor: Editor, value: ir.Value, grid: Grid, like: ir.Value) -> ir.Value:
-        scale, zero = editor.constant(grid.scale, f"{like.name}_scale"), editor.constant(grid.zero, f"{like.name}_zero_point")
-        stored = editor.node("QuantizeLinear", [value, scale, zero], name=f"{like.name}_quantized")
-        result = editor.node("DequantizeLinear", [stored, scale, zero], name=f"{like.name}_dequantized", like=like)
-        self.grids[result] = grid
-        self.made.add(result)
-        return result
-
-    def _constants(self, editor: Editor, unit: Unit, grid: Grid) -> list[ir.Value | None]:
+    def _constants(self, unit: Unit, given: ir.Value) -> list[ir.Value | None]:
         """The weight, and the bias where there is one, dequantized."""
         node = unit.node
-        weight, scale = self._weight(editor, node.inputs[1])  # type: ignore[arg-type]
+        weight, scale = self._weight(node.inputs[1])  # type: ignore[arg-type]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is None:
             return [weight]
-        by = grid.scale * np.atleast_1d(scale)
-        data = guards.constant(bias, "the bias").reshape(-1)
-        packed = editor.constant(pack_bias(data, by), f"{bias.name}_int32")
-        factor = editor.constant(by.astype(np.float32) if by.size > 1 else by.astype(np.float32).reshape(()), f"{bias.name}_scale")
-        zero = editor.constant(np.zeros(by.shape if by.size > 1 else (), np.int32), f"{bias.name}_zero_point")
-        attributes = {"axis": 0} if by.size > 1 else {}
-        return [weight, editor.node("DequantizeLinear", [packed, factor, zero], attributes, name=f"{bias.name}_dequantized")]
+        data = guards.constant(bias, "the bias")
+        return [weight, self.writer.bias(data, self.grids[given].scale * np.atleast_1d(scale), bias.name)]
 
-    def _weight(self, editor: Editor, value: ir.Value) -> tuple[ir.Value, np.ndarray]:
+    def _weight(self, value: ir.Value) -> tuple[ir.Value, np.ndarray]:
         if value in self.weights:
             return self.weights[value]
         tensor = constant_tensor(value)
@@ -203,12 +188,7 @@ class _Quantization:
         axis, least = self._sharing(value, len(tensor.shape))
         packed, scale, snr = pack(tensor, axis, self.top, least)
         self.snr.append((snr, value.name or "?"))
-        stored = editor.constant(packed, f"{value.name}_int8")
-        factor = editor.constant(scale, f"{value.name}_scale")
-        zero = editor.constant(np.zeros(scale.shape, np.int8), f"{value.name}_zero_point")
-        attributes = {} if axis is None else {"axis": axis}
-        result = editor.node("DequantizeLinear", [stored, factor, zero], attributes, name=f"{value.name}_dequantized", like=value)
-        self.weights[value] = result, scale
+        self.weights[value] = self.writer.weight(packed, scale, axis, value.name, like=value), scale
         return self.weights[value]
 
     def _sharing(self, value: ir.Value, rank: int) -> tuple[int | None, np.ndarray | None]:
@@ -218,7 +198,7 @@ class _Quantization:
             node = unit.node
             if not unit.anchor or len(node.inputs) < 2 or node.inputs[1] is not value:
                 continue
-            axis = self.axis_of(node, rank)
+            axis = channel_axis(node, 1, rank) if self.options.granularity == "channel" else None
             if len(node.inputs) > 2 and node.inputs[2] is not None:
                 bias = guards.constant(node.inputs[2], "the bias").reshape(-1)
                 needed = least_scale(bias, self.grids[node.inputs[0]].scale)  # type: ignore[index]

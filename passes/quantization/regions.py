@@ -7,20 +7,27 @@ integer ones costs a conversion on either side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.rewriting import Context, Refuse, constant_tensor, guards, is_sparse, same_domain, scalar_of, use_count
 
+from .forms import Form, find_form
+
 ANCHORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 #: Operators whose integer kernels read and write values on grids of their own.
-_COMPUTED = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
+_COMPUTED = frozenset({"Add", "Mul", "Concat", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Clip"})
+#: Those of which an input may be constant: it gets a grid of its own.
+_WITH_CONSTANTS = frozenset({"Add", "Mul", "Concat"})
 #: Operators that only move or choose numbers: the result is on the grid of the first input.
-MOVED = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
-#: Inputs that are no activations, from this place on.
-_FROM = {"Reshape": 1, "Squeeze": 1, "Unsqueeze": 1}
+_MOVED = frozenset({
+    "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Tile", "Resize",
+    "DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin",
+})  # fmt: skip
+_CONSTANT_BYTES = 1 << 20  # of a constant that is an activation
 
 
 @dataclass(eq=False)
@@ -34,6 +41,8 @@ class Unit:
         anchor: whether it is worth it by itself.
         rounded: whether its result is rounded to a grid, rather than left in float.
         fault: why it stays in float after all.
+        form: how it is written where that is not as the node itself between conversions.
+        constants: inputs that are constant activations, by place.
     """
 
     node: ir.Node
@@ -42,10 +51,28 @@ class Unit:
     anchor: bool
     rounded: bool = True
     fault: str | None = None
+    form: Form | None = None
+    constants: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def output(self) -> ir.Value:
         return (self.tail or self.node).outputs[0]
+
+    @property
+    def outputs(self) -> list[ir.Value]:
+        """All of its results: a Split has several."""
+        return [self.output] if self.tail is not None or self.node.op_type != "Split" else list(self.node.outputs)
+
+    @property
+    def moves(self) -> bool:
+        """Whether its result is on the grid of its first activation."""
+        return self.form.moves if self.form is not None else self.node.op_type in _MOVED
+
+    @property
+    def calibrated(self) -> list[ir.Value]:
+        """The values whose ranges it takes samples to know."""
+        settled = not self.rounded or self.moves or (self.form is not None and self.form.settles)
+        return self.activations + ([] if settled else [self.output])
 
     @property
     def activations(self) -> list[ir.Value]:
@@ -68,15 +95,13 @@ def find_units(context: Context, per_channel: bool) -> list[Unit]:
                 context.log.refuse(node, refusal.reason)
                 continue
             unit = Unit(node, _tail(node), (0,), True)
-        elif node.op_type in _COMPUTED or node.op_type in MOVED:
-            places = tuple(range(min(len(node.inputs), _FROM.get(node.op_type, len(node.inputs)))))
-            if not _can_join(context, node) or any(node.inputs[i] not in rounded for i in places):
-                continue
-            unit = Unit(node, None if node.op_type in MOVED else _tail(node), places, False)
         else:
-            continue
+            joining = _joining(context, node)
+            if joining is None or any(v not in rounded for v in joining.activations):
+                continue
+            unit = joining
         found[node] = unit
-        rounded.add(unit.output)
+        rounded.update(unit.outputs)
     _drop_needless(found)
     return list(found.values())
 
@@ -85,7 +110,7 @@ def _drop_needless(found: dict[ir.Node, Unit]) -> None:
     """Leave out what joined without a consumer that runs on integers; let results of products in float where so."""
     read: set[ir.Value] = set()
     for node, unit in reversed(list(found.items())):
-        if not unit.anchor and unit.output not in read:
+        if not unit.anchor and not any(v in read for v in unit.outputs):
             del found[node]
             continue
         # A Conv has no integer kernel with a float result; products have.
@@ -144,15 +169,50 @@ def _has_weight(node: ir.Node) -> bool:
     return tensor is not None and tensor.dtype in guards.FLOATS and len(tensor.shape) >= 2
 
 
-def _can_join(context: Context, node: ir.Node) -> bool:
-    """Whether the runtime has an integer kernel for a node between anchors."""
-    if len(node.outputs) > 1 and any(use_count(v) or v.is_graph_output() for v in node.outputs[1:]):
-        return False
-    if node.op_type in ("AveragePool", "MaxPool") and any(d != 1 for d in guards.attribute(node, "dilations", ())):
-        return False
-    if node.op_type == "MaxPool" and context.opset(node, "") < 12:
-        return False  # 12 is the first with integers
-    return context.dtype(node.outputs[0]) == ir.DataType.FLOAT and node.outputs[0].name != ""
+def _joining(context: Context, node: ir.Node) -> Unit | None:
+    """The unit of a node between anchors, where the runtime has an integer kernel for it or for what it can be written as."""
+    if context.dtype(node.outputs[0]) != ir.DataType.FLOAT or node.outputs[0].name == "":
+        return None
+    if node.op_type != "Split" and any(use_count(v) or v.is_graph_output() for v in node.outputs[1:]):
+        return None
+    form = find_form(context, node)
+    if form is not None:
+        return Unit(node, None if form.moves or form.settles else _tail(node), form.inputs, False, form=form)
+    if node.op_type in _MOVED:
+        return Unit(node, None, (0,), False) if _can_move(context, node) else None
+    if node.op_type not in _COMPUTED:
+        return None
+    constants = _constants(node) if node.op_type in _WITH_CONSTANTS else {}
+    places = (0,) if node.op_type == "Clip" else tuple(i for i in range(len(node.inputs)) if i not in constants)
+    return Unit(node, _tail(node), places, False, constants=constants) if places else None
+
+
+def _constants(node: ir.Node) -> dict[int, np.ndarray]:
+    """The small constant inputs that a grid can stand for: finite, and not zero everywhere."""
+    found = {}
+    for place, value in enumerate(node.inputs):
+        tensor = constant_tensor(value)
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and 0 < tensor.nbytes <= _CONSTANT_BYTES:
+            data = tensor.numpy()
+            if np.isfinite(data).all() and data.any():
+                found[place] = data
+    return found
+
+
+def _can_move(context: Context, node: ir.Node) -> bool:
+    """Whether the kernel of an operator that moves numbers takes integers, with these attributes and at this opset."""
+    opset = context.opset(node, "")
+    if node.op_type == "MaxPool":
+        # 12 is the first with integers
+        return opset >= 12 and all(d == 1 for d in guards.attribute(node, "dilations", ()))
+    if node.op_type == "Resize":
+        mode = guards.attribute(node, "coordinate_transformation_mode", "half_pixel")
+        return opset >= 11 and guards.attribute(node, "mode", "nearest") == "nearest" and mode != "tf_crop_and_resize"
+    if node.op_type == "Split":
+        return all(v.name for v in node.outputs)
+    if node.op_type in ("ReduceMax", "ReduceMin"):
+        return opset >= 12
+    return node.op_type not in ("Slice", "Gather", "Expand", "Tile") or opset >= 10
 
 
 def _tail(node: ir.Node) -> ir.Node | None:
