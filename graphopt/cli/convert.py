@@ -15,6 +15,7 @@ from graphopt.errors import OptionError
 if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.programs.convert import Converted
+    from graphopt.verification.original import Original
 
 
 def convert(
@@ -23,6 +24,10 @@ def convert(
     samples: o.Samples = None,
     tolerance: o.Tolerance = None,
     shape: o.Shape = None,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=VALUE", help="Make the program of one value of an input, which it then does not take; repeatable."),
+    ] = None,
     threads: o.Threads = 0,
     seed: o.Seed = 0,
     json: o.Json = False,
@@ -37,6 +42,7 @@ def convert(
     from graphopt.formats import load_model
     from graphopt.programs.convert import convert as make
     from graphopt.programs.emit import to_pt2
+    from graphopt.programs.fixing import fix_inputs, read_values, with_values
     from graphopt.reporting.progress import Progress
     from graphopt.verification import Reference
 
@@ -52,11 +58,16 @@ def convert(
     with only_result(json):
         progress = Progress(quiet=quiet)
         original = load_model(model, shapes=shapes or None)
+        values = read_values(original, o.values_of(fix or ()))
         reference = Reference(model, threads=threads, seed=seed)
         with progress.stage("finding samples"), _timed(seconds, "samples"):
-            inputs, warnings = find_samples(original, reference, samples, shapes, seed)
+            if values and samples is None:
+                inputs, warnings = find_samples(fix_inputs(original, values), _Fed(reference, values), None, shapes, seed)
+                inputs = with_values(inputs, values)
+            else:
+                inputs, warnings = find_samples(original, reference, samples, shapes, seed)
         with progress.stage("converting and verifying"), _timed(seconds, "convert"):
-            found = make(original, reference, inputs, tolerance=tolerance)
+            found = make(original, reference, inputs, tolerance=tolerance, values=values)
         reference.close()
         if found.verification is not None and found.verification.verdict != "different":
             with progress.stage("writing"), _timed(seconds, "save"):
@@ -68,6 +79,16 @@ def convert(
     elif not quiet:
         print_text(_text(result))
     return 0 if found.same and written else 1
+
+
+class _Fed:
+    """A model that some inputs are always the same of."""
+
+    def __init__(self, reference: Original, values: dict[str, Any]) -> None:
+        self._reference, self._values = reference, values
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        return self._reference.run({**feeds, **self._values})
 
 
 class _timed:
@@ -87,7 +108,7 @@ def _result(model: Model, found: Converted, written: Path | None, seconds: dict[
     from graphopt.model import count_nodes
 
     captured = found.captured
-    parameters = dict(found.module.named_parameters())
+    parameters = dict(captured.program.named_parameters())
     assert found.verification is not None
     return {
         "version": version("graphopt"),
@@ -106,6 +127,7 @@ def _result(model: Model, found: Converted, written: Path | None, seconds: dict[
         },
         "dynamic": {name: list(bounds) for name, bounds in captured.ranges.items()},
         "fixed": found.fixed,
+        "values": {name: value.tolist() for name, value in found.values.items()},
         "tensors": found.tensors,
         "verification": found.verification.to_dict(),
         "notes": list(found.notes),
@@ -128,6 +150,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"  dim '{name}' is dynamic{', ' if ends else ''}{' '.join(ends)}")
     for name, size in result["fixed"].items():
         lines.append(f"  dim '{name}' is fixed at {size}: torch.export takes the program at this size alone")
+    lines += [f"  input '{name}' is fixed at {value}: the program does not take it" for name, value in result["values"].items()]
     lines.append(f"  {words.verdict(verification)}")
     lines += [f"  {words.failure(output)}" for output in verification["outputs"] if output["ok"] is False]
     notes = [n for n in result["notes"] if "is dynamic (" not in n]  # said above

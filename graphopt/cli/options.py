@@ -113,6 +113,19 @@ def shapes_of(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def values_of(texts: Sequence[str]) -> dict[str, str]:
+    """INPUT=VALUE, each, by input."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name or not value.strip():
+            raise OptionError(f"--fix {text}: expected INPUT=VALUE, as in sr=16000")
+        if name in found:
+            raise OptionError(f"--fix {text}: input {name!r} was given a value already")
+        found[name] = value
+    return found
+
+
 def finite(value: float | None, option: str) -> float | None:
     """The number, unless it is one that compares with nothing."""
     if value is not None and not math.isfinite(value):

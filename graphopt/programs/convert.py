@@ -14,11 +14,14 @@ from graphopt.extras import require_torch
 from graphopt.importing import to_torch
 from graphopt.programs.capture import capture
 from graphopt.programs.captured import Captured
+from graphopt.programs.fixing import deciding_inputs, fix_inputs, having, told
 from graphopt.verification import Sample, Verification, verify
 from graphopt.verification.original import Original
+from graphopt.verification.samples import fed_inputs
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     from graphopt.model import Model
 
@@ -30,19 +33,22 @@ SAME = ("identical", "equivalent")
 class Converted:
     """A program made of an ONNX model, and what verification says of it.
 
-    ``fixed`` holds, for each symbolic dim of the model that the program has at one size only, that size; ``tensors``
-    the name in the module of each constant of the model that is a parameter or a buffer.
+    ``fixed`` holds, for each symbolic dim of the model that the program has at one size only, that size; ``values`` the
+    inputs of the model that the program does not take, and what they are fixed at; ``tensors`` the name in the module of
+    each constant of the model that is a parameter or a buffer.
     """
 
     captured: Captured
     module: torch.fx.GraphModule
     fixed: dict[str, int] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
     verification: Verification | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def tensors(self) -> dict[str, str]:
-        return self.module.meta["onnx"]["tensors"]
+        names = self.module.meta["onnx"]["tensors"]
+        return {k: v for k, v in names.items() if v in self.captured.program.state_dict} if self.values else names
 
     @property
     def same(self) -> bool:
@@ -88,17 +94,59 @@ def array(value: Any) -> Any:
     return [array(v) for v in value] if isinstance(value, list) else to_array(value.detach())
 
 
-def convert(model: Model, reference: Original, samples: Sequence[Sample], *, tolerance: float | None = None) -> Converted:
+def convert(
+    model: Model,
+    reference: Original,
+    samples: Sequence[Sample],
+    *,
+    tolerance: float | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
+) -> Converted:
     """Import and export a model, and compare the program with the reference on the samples.
 
     model: as loaded; reference: of the same model; samples: on which the reference runs, at two sizes of each dynamic
-    dim where there are any.
+    dim where there are any; values: inputs that the program is not to take, and what they are fixed at.
+
+    Where torch exports a model only with the inputs fixed that alone decide which branches it takes, they are fixed at
+    what they are in the first sample, and a note says so.
 
     Raises:
-        InputError: torch is missing, an operator cannot be imported, or torch cannot export what was imported.
+        InputError: torch is missing, an operator cannot be imported, or torch cannot export what was imported; or no
+            sample has the values.
     """
     require_torch("programs of torch")
+    values = dict(values or {})
+    try:
+        return _converted(model, reference, samples, values, tolerance)
+    except _NoProgramError:
+        deciding = [name for name in deciding_inputs(model) if name not in values]
+        if not deciding or len(deciding) + len(values) == len(fed_inputs(model.graph)):
+            raise
+        chosen = {name: np.asarray(samples[0].feeds[name]) for name in deciding}
+        try:
+            found = _converted(model, reference, samples, {**values, **chosen}, tolerance)
+        except InputError:
+            found = None
+        if found is None:
+            raise
+    for name, value in chosen.items():
+        found.notes.append(
+            f"input '{name}' is fixed at {told(value)}, and the program does not take it: what the model does at other values needs "
+            f"other sizes, which torch cannot state in one program; --fix {name}=VALUE makes one of another value"
+        )
+    return found
+
+
+class _NoProgramError(InputError):
+    """torch cannot export what was imported."""
+
+
+def _converted(
+    model: Model, reference: Original, samples: Sequence[Sample], values: dict[str, np.ndarray], tolerance: float | None
+) -> Converted:
     what = str(model.path or "the model")
+    if values:
+        model, samples = fix_inputs(model, values), having(samples, values)
     module = to_torch(model)
     names = module.meta["onnx"]
     dims = _moving(symbolic_dims(model), samples)
@@ -114,14 +162,28 @@ def convert(model: Model, reference: Original, samples: Sequence[Sample], *, tol
         except InputError as error:
             failure = failure or error
             continue
-        made = _verified(Converted(captured, module, notes=list(captured.notes)), reference, samples, example, dims, tolerance)
+        if values:
+            captured = captured.replaced(_used(captured.program))
+        blank = Converted(captured, module, values=values, notes=list(captured.notes))
+        made = _verified(blank, reference, samples, example, dims, tolerance)
         found = made if found is None or made.same else found
         if found.same:
             break
     if found is None:
         why = str(failure).removeprefix("ImportedModel: ")
-        raise InputError(f"{what}: is imported, but no program can be made of it: {why}; graphopt.to_torch gives the module") from failure
+        said = f"{what}: is imported, but no program can be made of it: {why}; graphopt.to_torch gives the module"
+        raise _NoProgramError(said) from failure
     return found
+
+
+def _used(program: ExportedProgram) -> ExportedProgram:
+    """The program without the tensors of branches that it does not take."""
+    from graphopt.aten import Program
+
+    free = Program(program)
+    for node in [n for n in free.specs if not n.users]:
+        free.drop_constant(node)
+    return free.export()
 
 
 def _verified(
