@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,8 +51,7 @@ class Program:
         self.output = self.graph.output(result)
         self.output.meta = copy.copy(old_output.meta)
         by_name = {node.name: new for node, new in nodes.items() if node.op == "placeholder"}
-        for old, new in nodes.items():  # graph_copy may rename; the signature speaks of names
-            new._rename(old.name) if new.name != old.name else None
+        _keep_names(nodes)
         self.specs: dict[fx.Node, InputSpec] = {by_name[s.arg.name]: s for s in signature.input_specs}
         self.output_specs: list[OutputSpec] = list(signature.output_specs)
         self.mutated = {s.target for s in self.output_specs if s.kind in _MUTATIONS}
@@ -169,8 +168,7 @@ class Program:
         graph = fx.Graph(owning_module=self.exported.graph_module)
         nodes: dict[fx.Node, fx.Node] = {}
         graph.output(graph.graph_copy(self.graph, val_map=nodes)).meta = copy.copy(self.output.meta)
-        for old, new in nodes.items():
-            new._rename(old.name) if new.name != old.name else None
+        _keep_names(nodes)
         specs = [
             InputSpec(spec.kind, _argument(node, spec.arg), spec.target, spec.persistent)
             for node, spec in self.specs.items()
@@ -246,6 +244,17 @@ def count_nodes(program: Program) -> int:
                 if isinstance(inner, fx.GraphModule):
                     todo.append(inner.graph)
     return total
+
+
+def _keep_names(copies: Mapping[fx.Node, fx.Node]) -> None:
+    """Give the copies of nodes the names of the originals, of which the signature speaks.
+
+    A copy is named anew, and so is what is renamed: an argument called `input` or `max`, as Python's own functions are,
+    would not be found again. torch.export names arguments in this way as well.
+    """
+    for old, new in copies.items():
+        if new.name != old.name:
+            new.name = old.name
 
 
 def _argument(value: Any, like: Any) -> Any:

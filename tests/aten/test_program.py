@@ -47,6 +47,22 @@ def test_unchanged_program_comes_out_as_it_went_in():
     assert_same(module, out, (_x(2),), (_x(5),), (_x(1),))
 
 
+def test_arguments_named_as_functions_of_python_keep_their_names_and_places():
+    class Named(nn.Module):
+        def forward(self, input, max, state):
+            return input * max - state
+
+    given = [(torch.randn(b, 4), torch.randn(4), torch.randn(b, 1)) for b in (3, 5)]
+    batch = torch.export.Dim("batch")
+    program = exported(Named(), *given[0], dynamic=({0: batch}, None, {0: batch}))
+    out = Program(program).export()
+    assert out.graph_signature.user_inputs == program.graph_signature.user_inputs == ("input", "max", "state")
+    assert [n.name for n in out.graph.nodes] == [n.name for n in program.graph.nodes]
+    again = Program(out).export()
+    for other in (out, again):
+        assert_same(Named(), other, *given)
+
+
 def test_mutated_buffer_is_no_constant():
     program = Program(exported(Counting(), _x()))
     context = AtenContext(program)
