@@ -5,15 +5,13 @@ torch is imported on the first call, never with this module.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graphopt.programs.torch_side import forget_dispatch, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +59,7 @@ def export_module(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         whole = Path(scratch) / target.name
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             if how.startswith("legacy"):
                 _legacy(module, inputs, whole, outputs, dynamic, keep_norms=how == "legacy")
             else:
@@ -111,9 +109,7 @@ def _dynamo(
 ) -> None:
     import torch
 
-    # torch 2.13 keeps in its dispatch cache how an earlier export, or an eager run, resolved an LSTM, and then
-    # unrolls it to the example's length; emptied, every export is like the first of its process.
-    getattr(torch.ops.aten.lstm.input, "_dispatch_cache", {}).clear()
+    forget_dispatch()
     weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     torch.onnx.export(
         module,
@@ -129,16 +125,3 @@ def _dynamo(
         dynamic_shapes={name: dict(dynamic.get(name, {})) for name in inputs},
         external_data=weights > _PROTOBUF_LIMIT,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the exporters' chatter; an error still comes as an exception."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
