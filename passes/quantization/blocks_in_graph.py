@@ -24,14 +24,19 @@ def form_for(provider: str | None) -> str:
     return "contrib" if provider is None or provider in _CONTRIB else "standard"
 
 
+def is_smaller(unit: Unit, layout: Layout) -> bool:
+    """Whether blocks take less than the weight."""
+    tensor = constant_tensor(unit.weight)
+    assert tensor is not None
+    return layout.bytes(*unit.size(), tensor.dtype.itemsize) < tensor.nbytes
+
+
 def guard_form(context: Context, unit: Unit, layout: Layout, form: str) -> None:
     """Refuse what cannot be said in a form, and what would not get smaller."""
-    tensor, (rows, columns) = constant_tensor(unit.weight), unit.size()
-    assert tensor is not None
+    rows, columns = unit.size()
     guards.require(rows > 0 and columns > 0, "the weight has no elements")
     guards.require(
-        layout.bytes(rows, columns, tensor.dtype.itemsize) < tensor.nbytes,
-        f"with {columns} numbers a row, blocks of {layout.block} would take more than the weight does",
+        is_smaller(unit, layout), f"with {columns} numbers a row, blocks of {layout.block} would take more than the weight does"
     )
     if form == "standard":
         opset = min(context.opset(node, "") for node in unit.readers)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import Context, Effect, Pass, Refuse, constant_tensor, option
+from graphopt.rewriting import Context, Effect, Pass, Refuse, constant_tensor, node_label, option
 
 from .blocks import Blocks, Fit, Layout, decibels, nearest, padded, quantize
-from .blocks_in_graph import form_for, guard_form, state
+from .blocks_in_graph import form_for, guard_form, is_smaller, state
 from .gptq import gptq, output_error
 from .hqq import half_quadratic
 from .weight_units import Unit, find_units
@@ -29,6 +30,9 @@ class QuantizeWeightsBlocked(Pass):
     once, such as the decoding of one token, takes less time by what is read less. On providers without them, as
     DequantizeLinear with a block size. Rounding to nearest; half-quadratic (Badri and Shaji 2023), which needs no data;
     or GPTQ (Frantar et al. 2022), which needs calibration samples.
+
+    Of a weight in 4 bits two applications are asked for: with the first it has 4 bits, with the second alone 8, and with
+    neither it stays as it is.
     """
 
     name = "quantize-weights-blocked"
@@ -38,6 +42,7 @@ class QuantizeWeightsBlocked(Pass):
     bits: int = option(4, "bits of a weight", choices=(4, 8))
     block_size: int = option(32, "weights that share a scale", choices=(16, 32, 64, 128, 256))
     symmetric: bool = option(False, "no zero points: smaller by bits / block-size of a bit, and less exact")
+    mixed: bool = option(True, "weights that are held back from 4 bits, for what they cost in quality, get 8")
     method: str = option("hqq", "how weights are rounded; gptq calibrates", choices=("rtn", "hqq", "gptq"))
     act_order: bool = option(False, "gptq: inputs with large activations first")
     tables: bool = option(True, "tables of embeddings, too")
@@ -70,6 +75,7 @@ class _Quantization:
         target = context.tools.target
         self.form = options.form if options.form != "auto" else form_for(None if target is None else target.provider)
         self.layout = Layout(options.bits, options.block_size, options.symmetric)
+        self.wider = replace(self.layout, bits=8) if options.mixed and options.bits == 4 else None
         self.fit = _FITS.get(options.method, half_quadratic)
         self.done: list[tuple[Unit, _Done, int]] = []
         self.without = 0  # weights of products that GPTQ could do nothing for
@@ -85,20 +91,32 @@ class _Quantization:
             units.append(unit)
         moments = self._moments(units)
         for unit in units:
-            before = constant_tensor(unit.weight).nbytes  # type: ignore[union-attr]
+            before, moment = constant_tensor(unit.weight).nbytes, moments.get(unit)  # type: ignore[union-attr]
             try:
-                made = self._quantized(unit, moments.get(unit))
+                made = self._quantized(unit, self.layout, moment)
             except Refuse as refusal:
                 context.log.refuse(unit.node, refusal.reason)
                 continue
-            if not context.log.permit(unit.node):
+            layout = self._permitted(unit)
+            if layout is None:
                 continue
+            if layout is not self.layout:
+                made = self._quantized(unit, layout, moment)
             context.log.settled(unit.node)
             self.without += self.options.method == "gptq" and made.gain is None and bool(unit.products)
             state(context, unit, made.blocks, self.form)
             self.done.append((unit, made, before))
         if self.done:
             self._tell()
+
+    def _permitted(self, unit: Unit) -> Layout | None:
+        """In how many bits a weight may be; always asked for in the same way, so that numbers stay what they are."""
+        log = self.context.log
+        if self.wider is None or not is_smaller(unit, self.wider):
+            return self.layout if log.permit(unit.node) else None
+        few = log.permit(unit.weight, f"{node_label(unit.node)}, {self.layout.bits} bits")
+        some = log.permit(unit.node)
+        return self.layout if few else self.wider if some else None
 
     def _moments(self, units: list[Unit]) -> dict[Unit, np.ndarray]:
         """The second moments of what products read, of as many as fit into memory."""
@@ -125,25 +143,24 @@ class _Quantization:
                 found[unit] = known[0] if len(known) == 1 else np.mean(known, axis=0)
         return found
 
-    def _quantized(self, unit: Unit, moment: np.ndarray | None) -> _Done:
+    def _quantized(self, unit: Unit, layout: Layout, moment: np.ndarray | None) -> _Done:
         """A weight in blocks; a replay of the run takes what an earlier one worked out."""
         tensor = constant_tensor(unit.weight)
         mapped = isinstance(tensor, ir.ExternalTensor) and tensor.raw is None
         weight = tensor.numpy()  # type: ignore[union-attr]
         try:
-            key = ("blocks", self.layout, self.options.method, self.options.act_order, unit.by_rows, weight.shape, _digest(weight),
+            key = ("blocks", layout, self.options.method, self.options.act_order, unit.by_rows, weight.shape, _digest(weight),
                    None if moment is None else _digest(moment))  # fmt: skip
-            return self.context.tools.once(key, lambda: self._work_out(weight if unit.by_rows else weight.T, moment))
+            return self.context.tools.once(key, lambda: self._work_out(weight if unit.by_rows else weight.T, layout, moment))
         finally:
             if mapped:
                 del weight
                 tensor.release()  # type: ignore[union-attr]
 
-    def _work_out(self, weight: np.ndarray, moment: np.ndarray | None) -> _Done:
-        plain = quantize(weight, self.layout, self.fit)
+    def _work_out(self, weight: np.ndarray, layout: Layout, moment: np.ndarray | None) -> _Done:
+        plain, top = quantize(weight, layout, self.fit), layout.top
         if moment is None:
             return _Done(plain)
-        top, layout = self.layout.top, self.layout
 
         def grid(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scale, zero = self.fit(np.ascontiguousarray(part, np.float32), top, layout.symmetric)
@@ -170,9 +187,9 @@ class _Quantization:
         ratios = sorted(d[1].blocks.snr for d in self.done)
         kind = "symmetric" if self.layout.symmetric else "with zero points"
         kinds = (("weights of products", products), ("tables", tables))
-        sizes = [f"{len(found)} {what}: {_shrunk(found)}" for what, found in kinds if found]
+        sizes = [f"{len(found)} {what}, {_shrunk(found)}" for what, found in kinds if found]
         text = (
-            f"{self.layout.bits} bits in blocks of {self.layout.block}, {kind}, by {self.options.method}; {'; '.join(sizes)}; "
+            f"{_counted(self.done)} in blocks of {self.layout.block}, {kind}, by {self.options.method}; {'; '.join(sizes)}; "
             f"signal-to-noise ratio of the weights {ratios[len(ratios) // 2]:.1f} dB in the median, {worst[1].blocks.snr:.1f} dB at "
             f"worst ({worst[0].weight.name})"
         )
@@ -190,6 +207,14 @@ def _rated(blocks: Blocks, weight: np.ndarray) -> Blocks:
     error = blocks.dense() - wide
     ratio = decibels(float(np.vdot(wide, wide)), float(np.vdot(error, error)))
     return Blocks(blocks.layout, blocks.columns, blocks.integers, blocks.scale, blocks.zero, ratio)
+
+
+def _counted(found: list[tuple[Unit, _Done, int]]) -> str:
+    """How many there are of how many bits."""
+    counts = Counter(d[1].blocks.layout.bits for d in found)
+    if len(counts) == 1:
+        return f"{next(iter(counts))} bits"
+    return " and ".join(f"{count} in {bits} bits" for bits, count in sorted(counts.items()))
 
 
 def _shrunk(found: list[tuple[Unit, _Done, int]]) -> str:

@@ -27,15 +27,16 @@ class SetAccuracyLevel(Pass):
     level: int = option(4, "1: float32, 4: int8", choices=(1, 4))
 
     def run(self, context: Context) -> None:
+        """One application for all: how many nodes there are depends on what is held back of other passes."""
+        found = []
         for node in context.index.of_types(("MatMulNBits",)):
             if node.domain != _DOMAIN:
                 continue
             try:
-                if guards.attribute(node, "accuracy_level", 0):
-                    continue
+                if not guards.attribute(node, "accuracy_level", 0):
+                    found.append(node)
             except Refuse as refusal:
                 context.log.refuse(node, refusal.reason)
-                continue
-            if context.log.permit(node):
-                context.log.settled(node)
+        if found and context.log.permit(None, f"accuracy level {self.level}"):
+            for node in found:
                 node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", self.level)

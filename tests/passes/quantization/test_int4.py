@@ -85,7 +85,7 @@ def test_smaller_and_told(network: Path) -> None:
     assert level(written) == [4, 4, 4]
     assert report["after"]["bytes"] < 0.19 * report["before"]["bytes"]
     note = next(p for p in report["passes"] if p["name"] == "quantize-weights-blocked")["note"]
-    assert note.startswith("4 bits in blocks of 32, with zero points, by hqq; 3 weights of products: 207,872 bytes")
+    assert note.startswith("4 bits in blocks of 32, with zero points, by hqq; 3 weights of products, 207,872 bytes")
     assert not any("CALIBRATED" in w for w in report["warnings"])
 
 
