@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphopt.request import Request
     from graphopt.steering.alternatives import Alternative
     from graphopt.steering.choices import Choice
+    from graphopt.steering.placing import Placing
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Findings:
     Attributes:
         culprits: what was rolled back, and whether because it was "different" or "slower".
         choices: what measuring decided of passes that can lose.
+        placing: which units passes that narrow were let narrow; None where nothing was placed.
         left_out: passes that nothing was measured for, and that are left out then.
         unreached: something that was asked for could not be had.
         verification, speed, quality, session, baked: as in the report.
@@ -34,6 +36,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     culprits: list[tuple[str, Culprit]] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    placing: Placing | None = None
     left_out: frozenset[str] = frozenset()
     unreached: bool = False
     verification: dict[str, Any] | None = None
@@ -94,6 +97,7 @@ class Findings:
             extra={
                 "preset": preset,
                 "choices": [choice.to_dict() for choice in self.choices],
+                "placement": None if self.placing is None else self.placing.to_dict(),
                 "session": self.session,
                 "baked": self.baked,
                 "calibration": None if self.calibration is None else self.calibration.to_dict(),

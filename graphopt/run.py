@@ -289,6 +289,7 @@ class Run:
         chosen = candidate
         if self.request.passes is None:  # passes that were asked for by name are not left out for a shade of speed
             chosen, self.found.choices = choose(self.bench, candidate, self.pipeline.steps)
+            chosen = self._placed(chosen)
         outcome = without_slowdown(self.bench, chosen, keep=frozenset(step.name for step in self.pipeline.steps if step.smaller))
         for culprit in outcome.culprits:
             self.found.rolled_back("slower", culprit)
@@ -300,6 +301,14 @@ class Run:
                 return self._without_culprits(outcome.candidate, reason)
         self.found.speed = outcome.speed
         return outcome.candidate
+
+    def _placed(self, candidate: Candidate) -> Candidate:
+        """The candidate with what passes narrowed left in float where that measures faster."""
+        from graphopt.steering.placing import place
+
+        with self.stages.within("placing units in float and on integers") as stage:
+            self.found.placing = place(self.bench, candidate, self.pipeline.steps, self.bench.tools.target, progress=stage)
+        return candidate if self.found.placing is None else self.found.placing.candidate
 
     def _baked(self, candidate: Candidate) -> Candidate:
         """The graph that the runtime makes of the candidate, where that computes the same and is not slower."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +196,22 @@ class Workbench:
         """The measured speed of candidate b beside candidate a."""
         with self.file(a) as first, self.file(b) as second:
             return self._timed(first, second, seconds, decide, small=small)
+
+    def race_all(self, candidates: Sequence[Candidate], seconds: float) -> list[Speed]:
+        """The measured speed of all candidates but the first, each beside the first."""
+        from graphopt.measurement import race
+        from graphopt.measurement.timing import timed_session
+
+        request = self.request
+        on = {"threads": request.threads, "provider": request.provider}
+        with contextlib.ExitStack() as stack:
+            paths = [stack.enter_context(self.file(candidate)) for candidate in candidates]
+            contenders = [lambda path=path: timed_session(path, self.feeds(), **on) for path in paths]
+            return race(contenders, **on, max_seconds=seconds, min_seconds=min(1.0, seconds / 5))
+
+    def feeds(self) -> Mapping[str, Any]:
+        """What speed is measured on: inputs of the usual size."""
+        return self._timing()[0].feeds
 
     def shapes(self, *, small: bool = False) -> dict[str, list[int]] | None:
         """The shapes that timing is done on: of the usual size, or of the `small` one; None where there is only one size."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from graphopt.reporting import words
+from graphopt.reporting import placement, words
 from graphopt.reporting.report import Report, plain
 
 _STYLE = """
@@ -34,6 +34,7 @@ def render(report: Report) -> str:
         f'<p class="dim">{escape(_target(report))}</p>',
         _summary(report),
         _section("Passes", _passes(report)),
+        _section("Placement", _placement(report)),
         _section("Refused", _refusals(report)),
         _section("Outputs", _outputs(report)),
         _section("Operators", operators_chart(report.before.get("operators", {}), report.after.get("operators", {}))),
@@ -90,6 +91,14 @@ def _passes(report: Report) -> str:
         name += (f'<br><span class="dim">{escape(p.note)}</span>' if p.note else "")
         rows.append((name, escape(p.effect), f"{p.applied:,}", f"{len(p.refused):,}", escape(shown), escape(words.seconds(p.seconds))))
     return _table(("Pass", "Effect", "Applied", "Refused", "Nodes", "Time"), rows, numbers={2, 3, 4, 5}) if rows else ""
+
+
+def _placement(report: Report) -> str:
+    figures = report.extra.get("placement")
+    if not figures:
+        return ""
+    units = [tuple(escape(cell) for cell in row) for row in placement.rows(figures)]
+    return _list(placement.summary(figures)) + (_table(placement.HEADER, units, numbers={3, 4, 5}) if units else "")
 
 
 def _refusals(report: Report) -> str:

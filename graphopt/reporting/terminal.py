@@ -6,9 +6,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
-from graphopt.reporting import words
+from graphopt.reporting import placement, words
 from graphopt.reporting.report import Report
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _LABEL = 12  # columns of the labels on the left
 _SMALLEST = 60
+_MOST_UNITS = 4  # that a placement left in float, by name
 # For terminals that cannot show them, such as those of the C locale.
 _ASCII = str.maketrans({"→": "->", "×": "x", "–": "-", "−": "-", "─": "-", "…": "...", "‘": "'", "’": "'"})
 
@@ -142,6 +144,8 @@ def _outcome(console: Console, report: Report) -> None:
         _line(console, "", line)
     for i, (name, text) in enumerate(words.speeds(report.extra.get("speeds"))):
         _line(console, "" if i else "Speeds", f"{name} {text}")
+    if placed := report.extra.get("placement"):
+        _placement(console, placed)
     if session := report.extra.get("session"):
         _line(console, "Session", words.session(session), "green")
     for i, other in enumerate(report.extra.get("alternatives") or []):
@@ -158,6 +162,17 @@ def _outcome(console: Console, report: Report) -> None:
         _line(console, "Note", note)
     for warning in report.warnings:
         _line(console, "Warning", warning, "yellow")
+
+
+def _placement(console: Console, figures: Mapping[str, Any]) -> None:
+    """What runs narrowed and what in float, with the units that measuring left in float."""
+    for i, text in enumerate(placement.summary(figures)):
+        _line(console, "" if i else "Placement", text)
+    in_float = [row for row in placement.rows(figures) if row[2] == "float"]
+    for name, operator, _, float_ms, narrow_ms, _, why in in_float[:_MOST_UNITS]:
+        _line(console, "", f"float: {name} ({operator}, {float_ms}, {narrow_ms} narrowed): {why}", "dim", 2)
+    if (left := len(in_float) - _MOST_UNITS) > 0:
+        _line(console, "", f"and {left:,} more (all units are in the JSON and the HTML report)", "dim", 2)
 
 
 def _line(console: Console, label: str, text: str, style: str = "", indent: int = 0) -> None:

@@ -41,6 +41,7 @@ class QuantizeDynamic(Pass):
 
     name = "quantize-dynamic"
     effect = Effect.LOSSY
+    narrows = True
     providers: ClassVar[frozenset[str]] = frozenset({"cpu"})
     measured = True
 
