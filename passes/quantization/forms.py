@@ -163,8 +163,9 @@ def _gate(writer: Writer, x: ir.Value, alpha: float, beta: float, like: ir.Value
     """
     steps = min(range(255, 239, -1), key=lambda n: (round(abs(beta * n - round(beta * n)), 9), -n))
     scale = np.float32(1 / steps)
-    rounded = writer.pair(x, Grid(np.asarray(np.float32(float(scale) / alpha)), writer.number(round(beta * steps))), f"{like.name}_gate")
-    return writer.read(writer.stored(rounded), Grid(np.asarray(scale), writer.number(0)), f"{like.name}_gate", like=like)
+    wide = Grid(np.asarray(np.float32(float(scale) / alpha)), writer.number(round(beta * steps)))
+    stored = writer.integers(x, wide, f"{like.name}_line")
+    return writer.read(stored, Grid(np.asarray(scale), writer.number(0)), f"{like.name}_gate", like=like)
 
 
 def _least(grid: Grid) -> int:

@@ -46,6 +46,10 @@ class Writer:
         stored = self.editor.node("QuantizeLinear", [value, *constants], name=f"{name}_quantized")
         return self._dequantized(stored, constants, grid, name, value, like)
 
+    def integers(self, value: ir.Value, grid: Grid, name: str | None) -> ir.Value:
+        """The integers that stand for a value on a grid."""
+        return self.editor.node("QuantizeLinear", [value, *self._parameters(grid, name)], name=f"{name}_quantized")
+
     def read(self, stored: ir.Value, grid: Grid, name: str | None, *, like: ir.Value | None = None) -> ir.Value:
         """Integers, read as what they stand for on a grid."""
         return self._dequantized(stored, self._parameters(grid, name), grid, name, None, like)

@@ -75,6 +75,8 @@ def test_form(case: str) -> None:
     x = data(1, 4, 8, 8, count=1)[0]
     assert snr(before, after, x) > (25 if case != "mean" else 20)
     assert counted(after) == wanted
+    read = {name for n in after.graph.node for name in n.input} | {o.name for o in after.graph.output}
+    assert all(name in read for n in after.graph.node for name in n.output)
     final = final_graph(after.SerializeToString(), threads=1).operators
     assert final["QuantizeLinear"] == (2 if case in ("hard sigmoid", "hard swish", "clip") else 1)
     a, b = (session(after, optimize).run(None, {"x": x})[0] for optimize in (False, True))
