@@ -11,6 +11,8 @@ Keys in ``meta`` that the engine and the formats agree on (``meta`` never reache
     What the file declared for this value, where inference replaced it. This is what is written.
 ``value.meta["graphopt.kept"] = {axis: mask}``
     What is left of this value of what it was when the model was loaded, where channels were cut.
+``value.meta["graphopt.in-float"] = {"mean": array, ...}``
+    What was found of this value before anything was narrowed; a value that is made `like` this one has it too.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from graphopt.errors import InputError
 INFERRED = "graphopt.inferred"
 DECLARED = "graphopt.declared"
 KEPT = "graphopt.kept"
+IN_FLOAT = "graphopt.in-float"
 
 
 @dataclass

@@ -9,5 +9,6 @@ from graphopt.calibration.collect import calibrate
 from graphopt.calibration.observers import METHODS, Statistics
 from graphopt.calibration.service import Calibration
 from graphopt.calibration.sources import Given, Source, open_source, split
+from graphopt.calibration.stepwise import mean_shifts
 
-__all__ = ["METHODS", "Calibration", "Given", "Source", "Statistics", "calibrate", "open_source", "split"]
+__all__ = ["METHODS", "Calibration", "Given", "Source", "Statistics", "calibrate", "mean_shifts", "open_source", "split"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.calibration.collect import LIMIT, Shown, calibrate
 from graphopt.calibration.observers import PLAIN, Statistics
 from graphopt.calibration.sources import Given, Source, open_source, split
+from graphopt.calibration.stepwise import mean_shifts, thinned
 from graphopt.errors import CalibrationError
 from graphopt.formats import digest
 from graphopt.verification import Sample, synthesize
@@ -38,6 +41,7 @@ class Calibration:
         self.seed = seed
         self._with = {"threads": threads, "provider": provider, "limit": limit, "folder": folder, "shown": shown}
         self._known: dict[tuple[Any, ...], Statistics] = {}
+        self._shifts: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
 
     @classmethod
     def open(
@@ -75,9 +79,11 @@ class Calibration:
 
     def statistics(
         self, model: ir.Model, tensors: Iterable[str], *, method: str | None = None, channels: Mapping[str, int] | None = None,
-        moments: Iterable[str] = (),
+        moments: Iterable[str] = (), samples: int | None = None,
     ) -> dict[str, Statistics]:  # fmt: skip
-        """As `calibrate` has it, over the calibration samples. What was found of the same graph before is not sought again.
+        """As `calibrate` has it, over the calibration samples, or `samples` of them, evenly spread.
+
+        What was found of the same graph before is not sought again.
 
         The same graph is one that would be saved as the same bytes. What does not change between two replays of a
         pipeline is therefore calibrated once.
@@ -85,15 +91,30 @@ class Calibration:
         channels, moments = dict(channels or {}), set(moments)
         names = list(dict.fromkeys([*tensors, *channels, *sorted(moments)]))
         graph = digest(model)
-        keys = {name: (graph, name, method in PLAIN, channels.get(name), name in moments) for name in names}
+        keys = {name: (graph, name, method in PLAIN, channels.get(name), name in moments, samples) for name in names}
         missing = [name for name in names if keys[name] not in self._known]
         if missing:
             found = calibrate(
-                model, missing, self.source, method=method, channels={n: channels[n] for n in missing if n in channels},
+                model, missing, thinned(self.source, samples), method=method, channels={n: channels[n] for n in missing if n in channels},
                 moments=[n for n in missing if n in moments], **self._with,
             )  # fmt: skip
             self._known.update({keys[name]: statistics for name, statistics in found.items()})
         return {name: self._known[keys[name]] for name in names}
+
+    def mean_shifts(
+        self, model: ir.Model, wanted: Mapping[str, tuple[int, np.ndarray]], *, samples: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """As `stepwise.mean_shifts` has it, over the calibration samples, or `samples` of them; worked out once, too."""
+        if not wanted:
+            return {}
+        made = hashlib.blake2b(digest(model))
+        for name, (axis, mean) in wanted.items():
+            made.update(f"{name}\0{axis}\0".encode() + mean.tobytes())
+        key = (made.digest(), samples)
+        if key not in self._shifts:
+            options = {name: self._with[name] for name in ("threads", "provider", "folder", "shown")}
+            self._shifts[key] = mean_shifts(model, wanted, thinned(self.source, samples), **options)
+        return self._shifts[key]
 
     @property
     def calibrated(self) -> int:

@@ -33,13 +33,15 @@ class Tapped:
             plan.write(file)
         self._count = itertools.count(1)
 
-    def write(self, values: Sequence[str], *, sizes: bool = False) -> Path:
+    def write(self, values: Sequence[str], *, sizes: bool = False, given: Sequence[str] = ()) -> Path:
         """A model with just these values as outputs, of the nodes that they need; with `sizes`, their numbers of
-        elements (int64 scalars, in the same order) instead."""
+        elements (int64 scalars, in the same order) instead. What is `given`, all of it float32, is an input."""
         kept = self._proto.graph
         graph = onnx.GraphProto(name=kept.name or "graph")
-        graph.node.extend(_needed(kept.node, values))
+        graph.node.extend(_needed(kept.node, values, frozenset(given)))
         graph.input.extend(kept.input)
+        tensor = onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=onnx.TensorProto.FLOAT))
+        graph.input.extend(onnx.ValueInfoProto(name=name, type=tensor) for name in given)
         used = set(itertools.chain.from_iterable(_reads(node) for node in graph.node))
         graph.initializer.extend(t for t in kept.initializer if t.name in used or _is_input(kept, t.name))
         graph.sparse_initializer.extend(t for t in kept.sparse_initializer if t.values.name in used)
@@ -70,11 +72,11 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
             yield from (o.name for o in inner.output)
 
 
-def _needed(nodes: Iterable[onnx.NodeProto], values: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes that the values depend on, in their order, which is a topological one."""
+def _needed(nodes: Iterable[onnx.NodeProto], values: Sequence[str], given: frozenset[str]) -> list[onnx.NodeProto]:
+    """The nodes that the values depend on, as far as it is not given, in their order, which is a topological one."""
     wanted, found = set(values), []
     for node in reversed(list(nodes)):
-        if any(name in wanted for name in node.output):
+        if any(name in wanted and name not in given for name in node.output):
             wanted.update(_reads(node))
             found.append(node)
     return found[::-1]

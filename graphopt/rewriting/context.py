@@ -214,13 +214,14 @@ class Context:
 
     def calibrate(
         self, values: Iterable[ir.Value], *, method: str | None = None, channels: Mapping[ir.Value, int] | None = None,
-        moments: Iterable[ir.Value] = (),
+        moments: Iterable[ir.Value] = (), samples: int | None = None,
     ) -> dict[ir.Value, Statistics]:  # fmt: skip
         """Statistics of float values of the main graph, as it is now, on the calibration samples of the run.
 
         `method`: the one that ranges are wanted of ("min-max" and "moving-average" are quicker); None: any. `channels`:
-        value -> axis, for extremes by channel. `moments`: values whose E[x x^T] along the last axis is wanted. What was
-        found of the same graph before is not sought again.
+        value -> axis, for extremes by channel. `moments`: values whose E[x x^T] along the last axis is wanted.
+        `samples`: on how many samples, evenly spread over those there are; None: all. What was found of the same graph
+        before is not sought again.
 
         Raises:
             CalibrationError: the run has no calibration samples, or they do not fit.
@@ -230,9 +231,24 @@ class Context:
         asked = {value.name: value for value in (*values, *(channels or ()), *moments)}
         found = self.tools.calibration.statistics(
             self.model, asked, method=method, channels={v.name: axis for v, axis in (channels or {}).items()},
-            moments=[v.name for v in moments],
+            moments=[v.name for v in moments], samples=samples,
         )  # fmt: skip
         return {asked[name]: statistics for name, statistics in found.items()}
+
+    def mean_shifts(self, wanted: Mapping[ir.Value, tuple[int, np.ndarray]], *, samples: int | None = None) -> dict[ir.Value, np.ndarray]:
+        """What must be added to each channel of float32 values of the main graph for their means to be the wanted ones.
+
+        `wanted`: value -> axis of its channels, and the means. Each is what is missing once those before it have been
+        corrected; NaN where a value is not finite.
+
+        Raises:
+            CalibrationError: as `calibrate` does.
+        """
+        if self.tools.calibration is None:
+            raise CalibrationError(f"pass {self.log.name} needs calibration samples, and there are none here")
+        by_name = {value.name: value for value in wanted}
+        found = self.tools.calibration.mean_shifts(self.model, {v.name: w for v, w in wanted.items()}, samples=samples)
+        return {by_name[name]: shift for name, shift in found.items()}
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node: main graph, subgraphs, functions; order is not topological across graphs."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.model import IN_FLOAT
 from graphopt.rewriting.base import Refuse
 from graphopt.rewriting.context import Context, attribute_graphs
 from graphopt.rewriting.pattern import Match
@@ -83,6 +84,8 @@ class Editor:
             value.meta[INFERRED] = True
         if like is not None:
             node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
+            if IN_FLOAT in like.meta:
+                node.outputs[0].meta[IN_FLOAT] = like.meta[IN_FLOAT]
         self.created.append(node)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
