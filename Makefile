@@ -3,6 +3,7 @@
 #   make test       runs the tests
 #   make test-marked  runs those that take long or fetch public models
 #   make peers      sets up the other optimizers that `python -m benchmarks.peers` compares with
+#   make quantization-peers  sets up the other quantizers that `python -m benchmarks.quantization` compares with
 # The first call sets .venv up; later ones only when pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST  := $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: run test test-marked peers lint clean
+.PHONY: run test test-marked peers quantization-peers lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -28,6 +29,8 @@ test-marked: $(VENV)/.installed-dev
 	$(PYTEST) -m "slow or zoo" $(ARGS)
 
 peers: build/peers/.installed
+
+quantization-peers: build/quantization-peers/.installed
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -56,4 +59,13 @@ build/peers/.installed: benchmarks/peers/requirements.txt
 	@echo "installing the tools to compare with into build/peers (once; this takes some minutes)"
 	@$(PYTHON) -m venv build/peers
 	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# onnx-neural-compressor asks for an older numpy than the others, and works with a newer one.
+build/quantization-peers/.installed: benchmarks/quantization/requirements.txt
+	@echo "installing the quantizers to compare with into build/quantization-peers (once; this takes some minutes)"
+	@$(PYTHON) -m venv build/quantization-peers
+	@build/quantization-peers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@build/quantization-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@build/quantization-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps onnx-neural-compressor==1.0
 	@touch $@
