@@ -42,7 +42,7 @@ def photos():
     seen = [folder / name for name in _SEEN]
     unseen = [folder / name for name in _UNSEEN] + [others / name for name in _UNSEEN_SKLEARN]
     rng = np.random.default_rng(1)
-    return {"calibration": _crops(rng, seen, 64), "validation": _crops(rng, seen, 128), "evaluation": _crops(rng, unseen, 240)}
+    return {"calibration": _crops(rng, seen, 64), "validation": _crops(rng, seen, 128), "evaluation": _crops(rng, unseen, 600)}
 
 
 def _crops(rng, files, count):
