@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,20 @@ class Metric:
     Attributes:
         name: as it was asked for.
         function: takes `run`, a function from feeds (input name -> array) to outputs (output name -> array); returns
-            one number, the higher the better.
+            one number, the higher the better. It may have a parameter `part`: it is "validation" where the number
+            decides something, and "test" for the last one, which should be of other samples.
     """
 
     name: str
-    function: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], float]
+    function: Callable[..., float]
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether it tells samples that decide from those that only judge in the end."""
+        try:
+            return "part" in inspect.signature(self.function).parameters
+        except ValueError:  # something built in
+            return False
 
 
 def load_metric(where: str) -> Metric:
@@ -70,8 +80,12 @@ def load_function(where: str, what: str) -> Callable[..., Any]:
     return function
 
 
-def measure_metric(metric: Metric, model: str | os.PathLike, *, threads: int = 0, provider: str = "cpu") -> float:
+def measure_metric(
+    metric: Metric, model: str | os.PathLike, *, threads: int = 0, provider: str = "cpu", part: str | None = None
+) -> float:  # fmt: skip
     """The metric of a model under the runtime with its optimizations on, as it would be served.
+
+    part: of the metric's samples, where it has parts; None: as the metric has it.
 
     Raises:
         InputError: the metric raises, or does not return a finite number.
@@ -80,7 +94,8 @@ def measure_metric(metric: Metric, model: str | os.PathLike, *, threads: int = 0
 
     session = runtime.session(model, threads=threads, provider=provider)
     try:
-        value = float(metric.function(lambda feeds: runtime.run(session, feeds)))
+        own = {"part": part} if part is not None and metric.has_parts else {}
+        value = float(metric.function(lambda feeds: runtime.run(session, feeds), **own))
     except Exception as error:
         raise InputError(f"metric {metric.name} on {model}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not math.isfinite(value):

@@ -15,7 +15,7 @@ from graphopt.runtime import short_name
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.calibration import Calibration
+    from graphopt.calibration import Calibration, Source
     from graphopt.model import Model
     from graphopt.verification import Reference
 
@@ -37,7 +37,8 @@ class Request:
         threads: of the runtime; 0: all usable cores.
         shapes: input -> dimensions to fix.
         samples: `.npz` or folder of them; None: synthesized.
-        calibration: what passes that calibrate do so on: a file, a folder, "MODULE:FUNCTION" or "FILE.py:FUNCTION"; None: guessed.
+        calibration: what passes that calibrate do so on: a file, a folder, "MODULE:FUNCTION" or "FILE.py:FUNCTION", or a
+            `graphopt.calibration.Source`; None: guessed.
         preprocess: what makes an input of an image: options or a TOML file (see `graphopt.calibration.images`).
         verify: "off", "end" (the result), or "each" (after every pass).
         bench: whether speed is measured, and a slower result dropped.
@@ -61,7 +62,7 @@ class Request:
     threads: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     samples: Path | None = None
-    calibration: str | None = None
+    calibration: str | Source | None = None
     preprocess: str | None = None
     verify: str = "end"
     bench: bool = True
@@ -118,9 +119,7 @@ def alternatives(request: Request, registry: Registry, pipeline: Pipeline) -> li
         if name not in preset_names():
             continue
         try:
-            other = build_pipeline(
-                registry, preset=name, skip=request.skip, options=request.options, provider=short_name(request.provider)
-            )
+            other = build_pipeline(registry, preset=name, skip=request.skip, options=request.options, provider=short_name(request.provider))
         except OptionError:
             continue
         found.append(other)
@@ -187,7 +186,7 @@ def check_values(request: Request) -> None:
     runtime.resolve_provider(request.provider)
     if request.preprocess is not None and request.calibration is None:
         raise OptionError("a preprocessing is for the images of a calibration, and none is given")
-    if request.calibration is not None:
+    if isinstance(request.calibration, str):
         check_place(request.calibration)
 
 

@@ -49,9 +49,7 @@ def search(attempt: Callable[[float], Trial], budget: float, *, target: float | 
     """Bisect over the share, on the assumption that a larger one is faster and loses more.
 
     Without a `target` the largest share within the budget is looked for; with one, once it is reached within the
-    budget, the smallest that reaches it. What is given back is judged by what was measured, not by the assumption: with a
-    target, of the trials within the budget that reach it the one that loses least; otherwise the fastest within the
-    budget, and of two whose intervals meet the one with fewer parameters.
+    budget, the smallest that reaches it. What is given back is judged by what was measured, not by the assumption.
 
     Args:
         attempt: makes and measures the model for a share.
@@ -72,12 +70,20 @@ def search(attempt: Callable[[float], Trial], budget: float, *, target: float | 
         share = (low + high) / 2
         if high - low < 0.02:
             break
+    return Found(made, best_of(made, budget, target))
+
+
+def best_of(made: list[Trial], budget: float, target: float | None = None) -> Trial | None:
+    """The trial to take: of those within the budget that reach the target the one that loses least, otherwise the fastest.
+
+    Of two whose intervals meet the one with fewer parameters is the faster.
+    """
     good = [t for t in made if t.within(budget)]
     reached = [t for t in good if target is not None and t.ratio >= target]
     if reached:
-        return Found(made, min(reached, key=lambda t: (t.loss, t.share)))
+        return min(reached, key=lambda t: (t.loss, t.share))
     best = None
     for trial in good:
         if best is None or trial.low > best.high or (trial.high >= best.low and trial.parameters < best.parameters):
             best = trial
-    return Found(made, best)
+    return best

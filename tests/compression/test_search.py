@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from graphopt.compression.gradual import gradual
 from graphopt.compression.search import MOST, Trial, search
 
 
@@ -56,3 +57,46 @@ def test_a_model_that_is_slower_beyond_noise_is_not_taken_for_being_smaller():
 
 def test_trials_are_bounded():
     assert len(search(table(lambda s: s), budget=0.3, trials=3).trials) == 3
+
+
+def steps(loss, ratio=lambda share: 1 + 2 * share):
+    """As `table`, for steps out of other trials; with a list of what began where."""
+    made, attempt = [], table(loss, ratio)
+
+    def step(share: float, start: Trial | None) -> Trial:
+        made.append((round(share, 3), None if start is None else round(start.share, 3)))
+        return attempt(share)
+
+    return step, made
+
+
+def test_each_step_begins_where_the_one_before_ended():
+    attempt, made = steps(lambda s: 0.0)
+    found = gradual(attempt, budget=0.01)
+    assert made == [(0.25, None), (0.6, 0.25), (0.9, 0.6)] and found.best is not None and found.best.share == MOST
+
+
+def test_a_step_that_costs_too_much_is_undone_and_halved():
+    attempt, made = steps(lambda s: 0.0 if s <= 0.45 else 0.5)
+    found = gradual(attempt, budget=0.01, trials=5)
+    assert made == [(0.25, None), (0.6, 0.25), (0.425, 0.25), (0.688, 0.425), (0.556, 0.425)]
+    assert found.best is not None and found.best.share == pytest.approx(0.425) and len(found.trials) == 5
+
+
+def test_a_step_within_the_budget_that_costs_more_than_its_share_is_not_gone_on_from():
+    attempt, made = steps(lambda s: 0.008 if s > 0.5 else 0.0)
+    found = gradual(attempt, budget=0.01, trials=3)
+    assert made == [(0.25, None), (0.6, 0.25), (0.425, 0.25)]
+    assert found.best is not None and found.best.share == pytest.approx(0.6)
+
+
+def test_it_ends_where_the_target_is_reached():
+    attempt, made = steps(lambda s: 0.0)
+    found = gradual(attempt, budget=0.01, target=1.9)
+    assert len(made) == 2 and found.best is not None and found.best.ratio == pytest.approx(2.2)
+
+
+def test_it_ends_where_steps_are_too_short():
+    attempt, made = steps(lambda s: 1.0)
+    assert gradual(attempt, budget=0.01, trials=50).best is None
+    assert [share for share, _ in made] == [0.25, 0.125, 0.062, 0.031]
