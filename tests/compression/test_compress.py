@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from graphopt import recovery
 from graphopt.cli.entry import invoke
 from graphopt.compression import CompressionRequest, compress
+from graphopt.compression.judging import Judge
 from graphopt.compression.trials import Trials
 from graphopt.errors import GraphoptError, InputError, OptionError, OutputError
 from graphopt.recovery.tuning import Tuning
@@ -19,7 +20,6 @@ from graphopt.request import Request
 from graphopt.run import Result
 from tests.support import array, model, node
 
-resolve = pkgutil.resolve_name
 DIGITS = Path(__file__).parents[2] / "models/digits/digits.onnx"
 METRIC = f"{DIGITS.with_name('metric.py')}:accuracy"
 
@@ -143,16 +143,14 @@ def test_the_final_figures_come_of_samples_that_decided_nothing(tmp_path: Path):
     onnx.save(proto, tmp_path / "net.onnx")
     seen: dict[str, set[int]] = {}
     with pytest.MonkeyPatch.context() as patch:
-        for kind, where in (("taught", "graphopt.recovery.reconstruct"), ("judged", "graphopt.compression.judging.Judge.__init__")):
-            original = resolve(where)
+        for owner, name in ((recovery, "reconstruct"), (Judge, "__init__")):
 
-            def spied(*given, _kind=kind, _original=original, **more):
-                samples, part = given[2], given[3]
-                name = _kind if _kind == "taught" else part
-                seen.setdefault(name, set()).update(round(float(s.feeds["x"].mean())) for s in samples)
+            def spied(*given, _original=getattr(owner, name), **more):
+                part = given[3] if isinstance(given[3], str) else "taught"
+                seen.setdefault(part, set()).update(round(float(s.feeds["x"].mean())) for s in given[2])
                 return _original(*given, **more)
 
-            patch.setattr(where, spied)
+            patch.setattr(owner, name, spied)
         request = Request(tmp_path / "net.onnx", output=tmp_path / "o.onnx", preset="prune", threads=1, budget=9.0)
         folder = tmp_path / "samples"
         folder.mkdir()
