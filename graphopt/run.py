@@ -150,7 +150,11 @@ class Run:
 
         if (self.request.bench and self.bench.samples) or self.request.passes is not None:
             return None
-        self.found.left_out = frozenset(step.name for step in self.pipeline.steps if step.measured and step.unmeasured == "leave-out")
+        provider = runtime.short_name(self.request.provider)
+        self.found.left_out = frozenset(
+            step.name for step in self.pipeline.steps
+            if step.measured and step.unmeasured == "leave-out" and provider not in step.kept_on
+        )  # fmt: skip
         return Hold(passes=self.found.left_out) if self.found.left_out else None
 
     def _save(self, candidate: Candidate, tuned: Tuned | None) -> None:

@@ -78,6 +78,30 @@ def resolve_provider(name: str) -> str:
     raise ProviderError(f"unknown execution provider '{name}' (available: {have})")
 
 
+@functools.cache
+def _kernels() -> dict[tuple[str, str, str], list[tuple[int, int, frozenset[str]]]]:
+    """By provider, domain and operator: from which opset to which a kernel serves, and the types that it names."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found: dict[tuple[str, str, str], list[tuple[int, int, frozenset[str]]]] = {}
+    for kernel in state.get_all_opkernel_def():
+        types = frozenset(t for names in kernel.type_constraints.values() for t in names)
+        first, last = kernel.version_range
+        found.setdefault((kernel.provider, kernel.domain, kernel.op_name), []).append((first, last, types))
+    return found
+
+
+@functools.cache
+def has_kernel(provider: str, domain: str, op_type: str, opset: int, element: str) -> bool | None:
+    """Whether this build has a kernel of an operator with tensors of a type ("float16"); None: it tells nothing of the provider."""
+    name = next((known for known in {key[0]: None for key in _kernels()} if same_provider(known, provider)), None)
+    if name is None:
+        return None
+    domain = "" if domain == "ai.onnx" else domain
+    served = _kernels().get((name, domain, op_type), ())
+    return any(first <= opset <= last and f"tensor({element})" in types for first, last, types in served)
+
+
 def session(
     model: str | os.PathLike | bytes,
     *,

@@ -144,6 +144,7 @@ class Pass:
         calibrates: it asks for statistics of values on calibration samples (`context.calibrate`).
         before_export: of a pass on torch programs: whether it is of use where the program becomes an ONNX model.
         unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
+        kept_on: short names of providers on which it is kept in such a run whatever `unmeasured` says.
     """
 
     name: ClassVar[str] = ""
@@ -157,6 +158,7 @@ class Pass:
     calibrates: ClassVar[bool] = False
     before_export: ClassVar[bool] = True
     unmeasured: ClassVar[str] = "keep"
+    kept_on: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def options(cls) -> list[Option]:

@@ -250,6 +250,17 @@ class Context:
         found = self.tools.calibration.mean_shifts(self.model, {v.name: w for v, w in wanted.items()}, samples=samples)
         return {by_name[name]: shift for name, shift in found.items()}
 
+    @property
+    def provider(self) -> str:
+        """The short name of the execution provider that the result is for."""
+        return self.tools.target.provider if self.tools.target is not None else "cpu"
+
+    def has_kernel(self, node: ir.Node, element: str) -> bool | None:
+        """Whether the runtime has a kernel of a node's operator for tensors of a type ("float16"); None: it does not tell."""
+        from graphopt import runtime
+
+        return runtime.has_kernel(self.provider, node.domain, node.op_type, self.opset(node), element)
+
     def nodes(self) -> Iterator[ir.Node]:
         """Every node: main graph, subgraphs, functions; order is not topological across graphs."""
         for graph in self.index.scopes:
