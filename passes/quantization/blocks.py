@@ -14,7 +14,7 @@ import numpy as np
 
 from graphopt.rewriting import guards
 
-_CHUNK = 1 << 20  # elements that are worked on at a time
+_CHUNK = 1 << 16  # elements that are worked on at a time: they stay in a cache
 
 #: From blocks [n, block] in float32, the largest integer and whether the grid is symmetric, to scales and zero points, [n, 1] each.
 Fit = Callable[[np.ndarray, int, bool], tuple[np.ndarray, np.ndarray]]

@@ -11,7 +11,7 @@ from .blocks import nearest, to_integers, usable
 
 _NORM = 0.7  # of what is minimized: |error| ** 0.7
 _PENALTY, _GROWTH = 10.0, 1.01  # as in the paper
-_STEPS = 8  # later ones move no grid beyond an integer
+_STEPS = 6  # later ones gain less than 0.03 dB
 
 
 def half_quadratic(wide: np.ndarray, top: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:

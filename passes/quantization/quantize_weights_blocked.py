@@ -44,7 +44,7 @@ class QuantizeWeightsBlocked(Pass):
     symmetric: bool = option(False, "no zero points: smaller by bits / block-size of a bit, and less exact")
     mixed: bool = option(True, "weights that are held back from 4 bits, for what they cost in quality, get 8")
     method: str = option("hqq", "how weights are rounded; gptq calibrates", choices=("rtn", "hqq", "gptq"))
-    act_order: bool = option(False, "gptq: inputs with large activations first")
+    act_order: bool = option(True, "gptq: inputs with large activations first")
     tables: bool = option(True, "tables of embeddings, too")
     form: str = option("auto", "operators of ONNX Runtime, or standard ONNX (opset 21); auto: as the target runs them",
                        choices=("auto", "contrib", "standard"))  # fmt: skip
