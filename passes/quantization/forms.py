@@ -49,6 +49,7 @@ class Form:
         inner: nodes before it that it stands for too.
         moves: whether the result is on the grid of the first activation.
         settles: whether the result has a grid that does not follow from samples.
+        convolves: whether it becomes a convolution.
     """
 
     inputs: tuple[int, ...]
@@ -56,6 +57,7 @@ class Form:
     inner: tuple[ir.Node, ...] = ()
     moves: bool = False
     settles: bool = False
+    convolves: bool = False
 
 
 def find_form(context: Context, node: ir.Node) -> Form | None:
@@ -205,7 +207,7 @@ def _as_depthwise(place: int, weight: np.ndarray, shift: np.ndarray | None, attr
     def write(writer: Writer, node: ir.Node, given: list[ir.Value]) -> ir.Value:
         return _depthwise(writer, given[0], weight, shift, attributes, node.name, node.outputs[0])
 
-    return Form((place,), write)
+    return Form((place,), write, convolves=True)
 
 
 def _depthwise(

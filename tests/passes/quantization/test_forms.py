@@ -121,6 +121,24 @@ def test_one_scale_a_weight() -> None:
         assert snr(before, after, data(2, 4, 8, 8, count=1)[0]) > 20
 
 
+def test_pools_without_a_convolution_behind_them_are_left_in_float() -> None:
+    """The runtime pools integers fast with channels last alone."""
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]), node("Sigmoid", ["a"], ["s"]), node("MaxPool", ["s"], ["p"], kernel_shape=[2, 2]),
+        node("Flatten", ["p"], ["f"]), node("Gemm", ["f", "v"], ["y"]),
+    ]  # fmt: skip
+    before = model(nodes, {"x": [1, 4, 3, 3]}, {"y": None}, {"w": array(8, 4, 1, 1), "v": array(32, 5)})
+    after, log = quantize(before, data(1, 4, 3, 3))
+    assert log.applied == 2
+    assert kernels(after) == {"QLinearConv": 1, "QGemm": 1}
+    final = final_graph(after.SerializeToString(), threads=1).operators
+    assert any(name.endswith("MaxPool") and "Nhwc" not in name for name in final)
+    assert (final["QuantizeLinear"], final["DequantizeLinear"]) == (2, 1)
+    after, _ = quantize(one("MaxPool", kernel_shape=[2, 2]), data(1, 4, 8, 8))
+    final = final_graph(after.SerializeToString(), threads=1).operators
+    assert sum(count for name, count in final.items() if name.endswith("::NhwcMaxPool")) == 1
+
+
 FLOAT = {
     "softmax": one("Softmax", axis=1),
     "linear": one("Resize", ["", "z"], {"z": np.array([1, 1, 2, 2], np.float32)}, mode="linear"),
