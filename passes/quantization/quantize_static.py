@@ -15,6 +15,12 @@ from .instructions import weight_top
 from .regions import Unit, find_units
 from .writing import Writer
 
+#: What tells of a model that comes quantized.
+QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QAttention",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class QuantizeStatic(Pass):
@@ -39,8 +45,8 @@ class QuantizeStatic(Pass):
         units = find_units(context, self.granularity == "channel")
         if any(unit.anchor for unit in units):
             _Quantization(self, context, units).carry_out()
-        elif not context.index.of_types(("DequantizeLinear",)):
-            context.log.note("nothing to quantize: no Conv, Gemm or MatMul with constant weights that the runtime could run on integers")
+        else:
+            context.log.note(_nothing(context))
 
     def signed(self, isa: str) -> bool:
         """Whether activations are int8."""
@@ -49,6 +55,21 @@ class QuantizeStatic(Pass):
     def top(self, isa: str, signed: bool) -> int:
         """The largest integer of a weight."""
         return weight_top(isa, signed, self.reduce_range)
+
+
+def _nothing(context: Context) -> str:
+    """Why there is nothing to quantize."""
+    found = [f"{len(nodes)} {kind}" for kind in QUANTIZED if (nodes := context.index.of_types((kind,)))]
+    stored = sum(_stores_integers(node) for node in context.index.of_types(("Cast",)))
+    found += [f"{stored} Cast of weights stored as integers"] if stored else []
+    if found:
+        return f"the model is quantized already ({', '.join(found)}), and stays as it is"
+    return "nothing to quantize: no Conv, Gemm or MatMul with constant weights that the runtime could run on integers"
+
+
+def _stores_integers(node: ir.Node) -> bool:
+    tensor = constant_tensor(node.inputs[0])
+    return tensor is not None and tensor.dtype in (ir.DataType.INT8, ir.DataType.UINT8) and len(tensor.shape) >= 2
 
 
 class _Quantization:

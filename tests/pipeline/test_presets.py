@@ -102,8 +102,8 @@ def test_passes_that_pay_on_one_provider_only(registry: Registry) -> None:
     on_cpu = {s.name for s in build_pipeline(registry).steps}
     on_cuda = {s.name for s in build_pipeline(registry, provider="cuda").steps}
     assert on_cpu - on_cuda == {
-        "bound-masked-softmax", "keep-add-before-layernorm", "keep-pad-before-conv", "spell-out-conv-transpose", "spell-out-prelu",
-        "spell-out-softmax",
+        "activations-to-uint8", "bound-masked-softmax", "keep-add-before-layernorm", "keep-pad-before-conv", "spell-out-conv-transpose",
+        "spell-out-prelu", "spell-out-softmax",
     }  # fmt: skip
     asked = build_pipeline(registry, passes=["keep-add-before-layernorm"], provider="cuda")
     assert [s.name for s in asked.steps] == ["keep-add-before-layernorm"]
