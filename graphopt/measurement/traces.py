@@ -199,12 +199,12 @@ def _undisturbed(values: list[float]) -> float:
 
 
 def _middle(values: list[float]) -> float:
-    """The mean of the values between the 10th and the 60th percentile.
+    """The mean of the values between the 5th and the 40th percentile.
 
-    The profiler counts whole microseconds, so a median would not tell 2 from 2.9; and what else the machine does only ever
-    adds to a value.
+    The profiler counts whole microseconds, so a single value would not tell 2 from 2.9; and what else the machine does only
+    ever adds to a value, the more so to a kernel that waits for the slowest of several threads.
     """
     ordered = sorted(values)
-    first, last = len(ordered) // 10, max(1, (6 * len(ordered) + 9) // 10)
+    first, last = len(ordered) // 20, max(1, (4 * len(ordered) + 9) // 10)
     part = ordered[first:last]
     return sum(part) / len(part)

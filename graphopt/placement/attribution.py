@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from graphopt.measurement.traces import Kernel, Trace
-from graphopt.placement.units import Layout, View, place_in
+from graphopt.placement.units import CONVERTING, Layout, View, place_in
 
 #: What the runtime puts between kernels: conversions of type and of layout.
 _BETWEEN = frozenset(
@@ -56,13 +56,10 @@ class Attributed:
         """Whether a unit's kernel works on channels as the last axis."""
         return any(k.channels_last for p in self.layout.nodes.get(number, ()) for k in self.kernels.get(p, ()))
 
-    def size(self, number: int) -> int | None:
-        """How many numbers a unit's result has."""
+    def shape(self, number: int) -> tuple[int, ...] | None:
+        """The shape of what a unit's last kernel gave."""
         shapes = [k.shape for p in self.layout.nodes.get(number, ()) for k in self.kernels.get(p, ()) if k.shape is not None]
-        size = 1
-        for d in shapes[-1] if shapes else ():
-            size *= d
-        return size if shapes else None
+        return shapes[-1] if shapes else None
 
 
 def attribute(layout: Layout, trace: Trace, plain: Attributed | None = None) -> Attributed:
@@ -169,7 +166,7 @@ def changed_nodes(found: Attributed, plain: Attributed) -> Iterator[tuple[int, f
     view = found.layout.view
     carried = {p for b in found.between for p in b.nodes}
     for place in range(len(view.nodes)):
-        if place in found.layout.unit_of or place in carried or view.nodes[place].op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if place in found.layout.unit_of or place in carried or view.nodes[place].op_type in CONVERTING:
             continue
         before = _same(view, place, plain.layout.view)
         if before is None or before in plain.layout.unit_of or found.kind(place) == plain.kind(before):

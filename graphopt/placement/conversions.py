@@ -6,7 +6,8 @@ convolution in its blocked layout and anything else it reorders the float data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -20,7 +21,8 @@ from graphopt.measurement.traces import time_kernels
 from graphopt.placement import store
 
 KINDS = ("quantize", "dequantize", "to-last", "from-last", "block", "unblock")
-_OF_IMAGES = KINDS[2:]
+POOL = "max-pool"  # with its attributes behind it: see `pool`
+_ELEMENTWISE = KINDS[:2]
 _BLOCKED = "com.microsoft.nchwc"
 _BATCH_BYTES = 64 << 20  # of inputs of one model
 _LARGEST = 256 << 20  # elements
@@ -81,12 +83,21 @@ class Conversions:
 
 def _case(kind: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """To the kernels that go number by number only how many there are matters."""
-    return (kind, tuple(shape)) if kind in _OF_IMAGES else (kind, (prod(shape),))
+    return (kind, (prod(shape),)) if kind in _ELEMENTWISE else (kind, tuple(shape))
 
 
 def _possible(kind: str, shape: tuple[int, ...]) -> bool:
     """Whether the runtime would ever do that: it turns round pictures alone, and blocks channels by fours at the least."""
-    return kind not in _OF_IMAGES or (len(shape) == 4 and (kind in ("to-last", "from-last") or shape[1] % 4 == 0))
+    return kind in _ELEMENTWISE or (len(shape) == 4 and (kind not in ("block", "unblock") or shape[1] % 4 == 0))
+
+
+def pool(attributes: Mapping[str, Any]) -> str:
+    """The kind of a MaxPool on narrow numbers whose channels are not the last axis.
+
+    That is what the runtime makes of one between a float operator and a unit on integers: it quantizes before it. Its
+    kernel for that is many times slower than the one for channels that are the last axis.
+    """
+    return f"{POOL} {json.dumps({k: attributes[k] for k in sorted(attributes)})}"
 
 
 def _batches(cases: list[tuple[str, tuple[int, ...]]]) -> list[list[tuple[str, tuple[int, ...]]]]:
@@ -143,6 +154,8 @@ def _node(kind: str, name: str, result: str, label: str, rank: int, channels: in
         return helper.make_node("ReorderInput", [name], [result], label, domain=_BLOCKED)
     if kind == "unblock":
         return helper.make_node("ReorderOutput", [name], [result], label, domain=_BLOCKED, channels=channels)
+    if kind.startswith(POOL):
+        return helper.make_node("MaxPool", [name], [result], label, **json.loads(kind.removeprefix(POOL)))
     last = [0, *range(2, rank), 1]
     return helper.make_node("Transpose", [name], [result], label, perm=last if kind == "to-last" else list(np.argsort(last)))
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from graphopt.placement.attribution import FLOAT, Attributed, changed_nodes, fused_behind, is_heavy, near
-from graphopt.placement.conversions import Conversions
+from graphopt.placement.conversions import Conversions, pool
 from graphopt.placement.cut import Costs, Crossing
 from graphopt.placement.units import Value
+
+_POOLING = ("auto_pad", "ceil_mode", "kernel_shape", "pads", "strides")
 
 
 @dataclass
@@ -34,7 +36,7 @@ def observe(found: Attributed, plain: Attributed | None = None) -> Observed:
     for name in paid_up.values():
         seen.up.setdefault(name, 0.0)
     for value in paid_down:
-        seen.down.setdefault(value.name, 0.0)
+        seen.down[value.name] = seen.down.get(value.name, 0.0) + sum(found.ms.get(p, 0.0) for p in value.pair)
     for between in found.between:
         before, after = ({layout.unit_of.get(p) if p != FLOAT else None for p in side} for side in (between.before, between.after))
         from_narrow, to_narrow = before & layout.narrow, after & layout.narrow
@@ -84,7 +86,9 @@ def _share_fused(found: Attributed, seen: Observed) -> None:
         _spread(seen.unit, numbers, ms)
 
 
-def combine(plain: Attributed, full: Attributed, seen: list[tuple[Attributed, Observed]], conversions: Conversions, rest: float) -> Costs:
+def combine(
+    plain: Attributed, full: Attributed, seen: list[tuple[Attributed, Observed]], conversions: Conversions, rest: float, left: float = 0.0
+) -> Costs:  # fmt: skip
     """The costs of every choice, from what was measured of some.
 
     Args:
@@ -92,6 +96,8 @@ def combine(plain: Attributed, full: Attributed, seen: list[tuple[Attributed, Ob
         seen: what was observed of candidates, these two among them; where several know the same, the last counts.
         conversions: says what conversions cost that none of them has.
         rest: milliseconds of what is not attributed to units and conversions.
+        left: by how much `rest` differs where everything is narrowed: smaller weights and values leave more of the caches to
+            others. Units share in that by what they take in float.
     """
     in_float: dict[int, float] = {}
     narrow: dict[int, float] = {}
@@ -103,6 +109,9 @@ def combine(plain: Attributed, full: Attributed, seen: list[tuple[Attributed, Ob
         up |= observed.up
         down |= observed.down
     values = list(full.layout.values.values())
+    whole = sum(in_float[n] for n in narrow if n in in_float)
+    if whole > 0:
+        narrow = {n: ms + left * in_float.get(n, 0.0) / whole for n, ms in narrow.items()}
     needed = {v.name: (list(_down(v, plain, full)), list(_up(v, plain, full))) for v in values}
     conversions.measure(case for both in needed.values() for cases in both for case in cases)
     crossings = []
@@ -124,7 +133,7 @@ def combine(plain: Attributed, full: Attributed, seen: list[tuple[Attributed, Ob
 
 
 def _down(value: Value, plain: Attributed, full: Attributed) -> Iterator[tuple[str, tuple[int, ...]]]:
-    shape = _shape(value, full)
+    shape = _shape(value, plain, full)
     if shape is None:
         return
     yield "quantize", shape
@@ -132,10 +141,16 @@ def _down(value: Value, plain: Attributed, full: Attributed) -> Iterator[tuple[s
         yield "to-last", shape
     if value.producer is not None and plain.blocked(value.producer):
         yield "unblock", shape
+    view = full.layout.view
+    for unit in _around(value):
+        node = view.nodes[full.layout.nodes[unit][0]]
+        pooled = full.layout.values.get(node.inputs[0].name or "") if node.op_type == "MaxPool" and node.inputs[0] is not None else None
+        if pooled is not None and (shape := _shape(pooled, plain, full)) is not None:
+            yield pool({name: attribute.value for name, attribute in node.attributes.items() if name in _POOLING}), shape
 
 
 def _up(value: Value, plain: Attributed, full: Attributed) -> Iterator[tuple[str, tuple[int, ...]]]:
-    shape = _shape(value, full)
+    shape = _shape(value, plain, full)
     if shape is None or value.producer is None:
         return
     yield "dequantize", shape
@@ -149,9 +164,8 @@ def _around(value: Value) -> list[int]:
     return [*([] if value.producer is None else [value.producer]), *value.readers]
 
 
-def _shape(value: Value, full: Attributed) -> tuple[int, ...] | None:
-    """The shape of a value, or one with as many numbers."""
-    if value.shape is not None:
+def _shape(value: Value, plain: Attributed, full: Attributed) -> tuple[int, ...] | None:
+    """The shape of a value as the model has it, or one with as many numbers."""
+    if value.shape is not None or value.producer is None:
         return value.shape
-    size = None if value.producer is None else full.size(value.producer)
-    return None if size is None else (size,)
+    return plain.shape(value.producer) or full.shape(value.producer)

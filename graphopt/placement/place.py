@@ -99,9 +99,9 @@ class Placer:
         if runtime.resolve_provider(self.target.provider) != runtime.CPU:
             raise Unplaceable(f"the time of single kernels is not known on {self.target.provider}")
         self.applications = dict(applications)
-        self.full = lay_out(full, self.applications)
+        self.full = lay_out(full, self.applications, feeds=self.feeds)
         self.results = results_of(self.full)
-        self.plain = lay_out(plain, self.applications, self.results)
+        self.plain = lay_out(plain, self.applications, self.results, self.feeds)
         (first, second) = self._trace([(plain, self.plain), (full, self.full)])
         self.profiler = Profiler.of(first, second)
         first, second = self.profiler.off(first), self.profiler.off(second)
@@ -113,6 +113,9 @@ class Placer:
         self.rest = first.kernel_ms - sum(self.seen[0][1].unit.values())
         signed = any("int8" in k.types for k in second.kernels if k.operator == "QuantizeLinear")
         self.conversions = Conversions(self.target, signed)
+        self.left = 0.0
+        costs = self._costs()
+        self.left = self.full_ms - costs.total(costs.narrow)
         return self._solve()
 
     def refine(self, placed: Candidate, full: Candidate) -> tuple[Placement, float]:
@@ -128,7 +131,7 @@ class Placer:
         """A placement with what its units cost by what was seen of itself, where it was refined, and otherwise next to it."""
         chosen = frozenset(self.applications) - placement.hold
         own = [s for s in self.seen if s[0].layout.narrow == chosen]
-        costs = combine(self.seen[0][0], self.seen[1][0], [*self.seen, *own], self.conversions, self.rest)
+        costs = self._costs(own)
         saves, units = self._units(costs, chosen)
         return replace(placement, saves=saves, units=units)
 
@@ -186,9 +189,12 @@ class Placer:
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
+    def _costs(self, again: list[tuple[Attributed, Observed]] | None = None) -> Costs:
+        seen = [*self.seen, *(again or [])]
+        return combine(self.seen[0][0], self.seen[1][0], seen, self.conversions, self.rest, self.left)
+
     def _solve(self) -> Placement:
-        plain, full = self.seen[0][0], self.seen[1][0]
-        costs = combine(plain, full, self.seen, self.conversions, self.rest)
+        costs = self._costs()
         everything = frozenset(costs.narrow)
         charged = {n: ms + LEAST * costs.in_float[n] for n, ms in costs.narrow.items()}
         chosen = cheapest(Costs(costs.in_float, charged, costs.crossings, costs.rest))
@@ -202,8 +208,7 @@ class Placer:
 
     def _unit(self, number: int, costs: Costs, chosen: frozenset[int], saves: Mapping[int, float]) -> UnitCost:
         about = self.applications[number]
-        places = self.full.nodes.get(number, [])
-        operator = self.full.view.nodes[places[0]].op_type if places else "?"
+        operator = self.plain.view.nodes[self.plain.nodes[number][0]].op_type
         in_float, narrow = self.scale * costs.in_float[number], self.scale * costs.narrow[number]
         if number in chosen:
             why = "faster on integers" if narrow < in_float else "between units on integers, where a conversion would cost more"

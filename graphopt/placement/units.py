@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -13,7 +14,9 @@ from graphopt.rewriting.base import node_label
 from graphopt.rewriting.changes import application
 
 _PREFIX = "graphopt.node."
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
+_ROUNDS = "DynamicQuantizeLinear"
+#: Operators that convert; they belong to values, not to units.
+CONVERTING = ("QuantizeLinear", "DequantizeLinear", _ROUNDS)
 _TAIL = 3  # nodes behind the one that gives a unit its name, at the most
 
 
@@ -96,6 +99,7 @@ class Layout:
         unit_of: place of a node -> number.
         narrow: the numbers that are narrowed in this candidate.
         values: by name, what is quantized.
+        sizes: of named dimensions of inputs.
     """
 
     view: View
@@ -104,6 +108,7 @@ class Layout:
     unit_of: dict[int, int] = field(default_factory=dict)
     narrow: frozenset[int] = frozenset()
     values: dict[str, Value] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def narrowing(candidate: Candidate, names: Iterable[str]) -> dict[int, Application]:
@@ -112,7 +117,10 @@ def narrowing(candidate: Candidate, names: Iterable[str]) -> dict[int, Applicati
     return {a.number: a for a in candidate.applications if a.pass_name in wanted}
 
 
-def lay_out(candidate: Candidate, applications: dict[int, Application], results: dict[int, str] | None = None) -> Layout:
+def lay_out(
+    candidate: Candidate, applications: dict[int, Application], results: dict[int, str] | None = None,
+    feeds: Mapping[str, Any] | None = None,
+) -> Layout:  # fmt: skip
     """The units in a candidate.
 
     Args:
@@ -120,14 +128,15 @@ def lay_out(candidate: Candidate, applications: dict[int, Application], results:
         applications: of all units, whether they happened here or not.
         results: number -> the name of the unit's result, as `results_of` found it where all are narrowed: what is held
             back is found by its node's label, and by that. A unit that is not found has no nodes.
+        feeds: inputs that say how large named dimensions are.
     """
     view = View(candidate.model.graph)
-    layout = Layout(view, applications)
+    layout = Layout(view, applications, sizes=_sizes(candidate.model.graph, feeds or {}))
     done = {a.number for a in candidate.applications}
     layout.narrow = frozenset(n for n in applications if n in done)
     for i, node in enumerate(view.nodes):
         number = application(node)
-        if number in layout.narrow and node.op_type not in _PAIR:
+        if number in layout.narrow and node.op_type not in CONVERTING:
             layout.nodes.setdefault(number, []).append(i)
             layout.unit_of[i] = number
     held = {a.label: n for n, a in applications.items() if n not in layout.narrow}
@@ -146,6 +155,16 @@ def results_of(layout: Layout) -> dict[int, str]:
     return {n: made.get(n) or layout.view.output(places[-1]) for n, places in layout.nodes.items()}
 
 
+def _sizes(model: ir.Model, feeds: Mapping[str, Any]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for value in model.graph.inputs:
+        shape = getattr(feeds.get(value.name or ""), "shape", ())
+        for dim, size in zip(value.shape or (), shape, strict=False):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                found.setdefault(str(dim.value), int(size))
+    return found
+
+
 def _chain(view: View, first: int, result: str | None) -> list[int]:
     """The node that a unit is named after and what else belongs to it, up to the one that gives its result."""
     chain = [first]
@@ -160,6 +179,9 @@ def _chain(view: View, first: int, result: str | None) -> list[int]:
 def _find_values(layout: Layout) -> None:
     view = layout.view
     for i, node in enumerate(view.nodes):
+        if node.op_type == _ROUNDS and node.inputs[0] is not None and application(node) in layout.applications:
+            _rounded_at_run(layout, i, node.inputs[0])
+            continue
         if node.op_type != "QuantizeLinear" or node.inputs[0] is None or application(node) not in layout.applications:
             continue
         source = node.inputs[0].name or ""
@@ -182,14 +204,26 @@ def _find_values(layout: Layout) -> None:
         if known is not None:
             readers, in_float, pair = [*known.readers, *readers], [*known.in_float, *in_float], pair | known.pair
         layout.values[producer_name] = Value(
-            producer_name, producer, tuple(dict.fromkeys(readers)), tuple(dict.fromkeys(in_float)), pair, _shape(node.inputs[0])
+            producer_name, producer, tuple(dict.fromkeys(readers)), tuple(dict.fromkeys(in_float)), pair,
+            shape_of(node.inputs[0], layout.sizes),
         )  # fmt: skip
 
 
-def _shape(value: ir.Value) -> tuple[int, ...] | None:
-    if value.shape is None or any(not isinstance(d, int) for d in value.shape):
+def _rounded_at_run(layout: Layout, place: int, source: ir.Value) -> None:
+    """A value of which a copy on a grid of its own is made when it comes, once for all units that read it."""
+    made = [v.name for v in layout.view.nodes[place].outputs if v.name]
+    units = (layout.unit_of.get(j) for name in made for j in layout.view.readers.get(name, []))
+    readers = tuple(dict.fromkeys(u for u in units if u is not None))
+    name = f"{source.name} as it comes"
+    layout.values[name] = Value(name, None, readers, (), frozenset({place}), shape_of(source, layout.sizes))
+
+
+def shape_of(value: ir.Value | None, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The shape of a value, with the sizes of named dimensions; None where one is not known."""
+    if value is None or value.shape is None:
         return None
-    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+    found = [sizes.get(str(d.value)) if isinstance(d, ir.SymbolicDim) else int(d) for d in value.shape]
+    return None if None in found else tuple(found)  # type: ignore[arg-type]
 
 
 def _inputs(node: ir.Node) -> Iterator[ir.Value]:

@@ -9,7 +9,7 @@ import pytest
 from graphopt.measurement import Target, detect
 from graphopt.placement import conversions as module
 from graphopt.placement import store
-from graphopt.placement.conversions import KINDS, Conversions
+from graphopt.placement.conversions import KINDS, Conversions, pool
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,14 @@ def test_to_what_goes_number_by_number_only_how_many_matter() -> None:
     found.measure([("quantize", (1, 64)), ("quantize", (8, 8)), ("dequantize", (2, 32)), ("dequantize", (64,))])
     assert found.measured == 2
     assert found.ms("quantize", (1, 64)) == found.ms("quantize", (4, 16))
+
+
+def test_a_pool_on_narrow_numbers() -> None:
+    found = Conversions(detect("cpu", 1))
+    kind = pool({"strides": (2, 2), "kernel_shape": (3, 3)})
+    assert kind == pool({"kernel_shape": (3, 3), "strides": (2, 2)}) != pool({"kernel_shape": (2, 2), "strides": (2, 2)})
+    found.measure([(kind, (1, 16, 64, 64)), ("quantize", (1, 16, 64, 64))])
+    assert found.ms(kind, (1, 16, 64, 64)) > found.ms("quantize", (1, 16, 64, 64))
 
 
 def test_what_the_runtime_never_does_costs_nothing() -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
+from graphopt.pipeline.presets import Pipeline
 from graphopt.pipeline.runner import Hold
 from graphopt.placement.units import View, lay_out, narrowing, place_in, results_of
 from tests.placement.nets import SHAPE, Bench, mixed
-from tests.support import model, node
+from tests.support import REGISTRY, array, model, node
 
 
 def outputs(layout, number: int) -> list[str]:
@@ -60,6 +61,19 @@ def test_a_result_that_is_an_output_of_the_graph_is_read_in_float(tmp_path: Path
     candidate = Bench(proto, tmp_path).build()
     layout = lay_out(candidate, narrowing(candidate, ["quantize-static"]))
     assert layout.values["ra"].in_float == (-1,)
+
+
+def test_what_is_rounded_when_it_comes_is_shared(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w0"], ["a"]), node("MatMul", ["x", "w1"], ["b"]), node("Add", ["a", "b"], ["y"])]
+    proto = model(nodes, {"x": SHAPE}, {"y": None}, {f"w{i}": array(12, 12, seed=i) for i in range(2)})
+    bench = Bench(proto, tmp_path)
+    bench.pipeline = Pipeline.of("test", [REGISTRY.get("quantize-dynamic").configure({"min-elements": 1})])
+    candidate = bench.build()
+    layout = lay_out(candidate, narrowing(candidate, ["quantize-dynamic"]))
+    (value,) = layout.values.values()
+    assert (value.name, value.producer, value.readers, value.in_float) == ("x as it comes", None, (0, 1), ())
+    assert [layout.view.nodes[p].op_type for p in value.pair] == ["DynamicQuantizeLinear"]
+    assert not value.pair & layout.unit_of.keys()
 
 
 def test_names_lead_back_to_places(tmp_path: Path) -> None:
