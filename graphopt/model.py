@@ -29,6 +29,7 @@ from graphopt.errors import InputError
 INFERRED = "graphopt.inferred"
 DECLARED = "graphopt.declared"
 KEPT = "graphopt.kept"
+SALIENCE = "graphopt.salience"
 IN_FLOAT = "graphopt.in-float"
 
 

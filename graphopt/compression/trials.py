@@ -86,7 +86,22 @@ class Trials:
 
         begun, done = (self.base, 0.0) if start is None else (start.path, start.share)
         ratio = 1 - (1 - share) / (1 - done)  # of the channels that are still there
-        return run_pipeline(lambda: load_model(begun), self.pipeline.mapped(lambda step: _with_share(step, ratio)))
+        pipeline = self.pipeline.mapped(lambda step: _with_share(step, ratio))
+        gradients = any(getattr(step, "importance", None) == "taylor" for step in pipeline.steps)
+        return run_pipeline(lambda: self._with_gradients(begun) if gradients else load_model(begun), pipeline)
+
+    def _with_gradients(self, path: Path) -> Model:
+        """A model with what the outputs feel of each of its weights."""
+        from graphopt.extras import require_torch
+        from graphopt.formats import load_model
+
+        require_torch("gradients")
+        from graphopt.recovery.tuning.batches import Batches
+        from graphopt.recovery.tuning.salience import put_salience
+
+        model = load_model(path)
+        put_salience(model.graph, Batches(self.parts.taught, model.graph, self.request.tuning.batch), seed=self.request.run.seed)
+        return model
 
     def _reconstructed(self, begun: Path, model: Model) -> list[Any]:
         from graphopt.formats import load_model

@@ -8,11 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import constant_array
-
 from .channels import Places
-
-_FLOATS = "fV"  # kinds of numpy's floats; bfloat16 comes as void
 
 
 @dataclass
@@ -63,26 +59,6 @@ def find_groups(places: Places, makers: set[tuple[ir.Value, int]]) -> tuple[list
         groups.append(Group(own[0][0].name or "?", sorted(roots), own, max(1, width)))
         refused.pop(groups[-1].label, None)
     return groups, refused
-
-
-def magnitude(group: Group, places: Places, order: int) -> np.ndarray:
-    """The importance of each unit: the norm of the weights that make it, all weights of the group taken together.
-
-    Li et al. 2017, "Pruning Filters for Efficient ConvNets", with L1; L2 with `order` 2. float64 [units].
-    """
-    number = {root: i for i, root in enumerate(group.units)}
-    total = np.zeros(len(group.units))
-    for value, axis in group.makers:
-        array = constant_array(value)
-        if array is None or array.dtype.kind not in _FLOATS:
-            continue
-        rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1).astype(np.float64)
-        per_channel = (np.abs(rows) ** order).sum(axis=1)
-        for channel, place in enumerate(places.axes[value, axis]):
-            unit = number.get(places.root(place))
-            if unit is not None:
-                total[unit] += per_channel[channel]
-    return total ** (1 / order)
 
 
 def choose(groups: Sequence[Group], ratio: float, *, over_all: bool, multiple: int, least: int) -> list[set[int]]:

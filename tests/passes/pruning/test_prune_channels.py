@@ -10,7 +10,8 @@ import onnx_ir as ir
 import pytest
 from graphopt.passes.pruning.channels import line_up
 from graphopt.passes.pruning.cutting import cut
-from graphopt.passes.pruning.groups import choose, find_groups, magnitude
+from graphopt.passes.pruning.groups import choose, find_groups
+from graphopt.passes.pruning.importance import magnitude, measure
 from graphopt.passes.pruning.ties import tie_all
 
 from graphopt.request import Request
@@ -288,3 +289,55 @@ def test_the_metric_decides_whether_what_is_cut_is_shipped(tmp_path: Path):
     result = optimize(Request(DIGITS, output=tmp_path / "b.onnx", options=coarse, budget=0.01, **common))
     assert result.report.after["parameters"] == result.report.before["parameters"] and result.report.quality["loss"] == 0
     assert any("beyond the budget of 0.01" in w for w in result.report.warnings)
+
+
+# --- importance -----------------------------------------------------------------------------------------------------
+
+
+def normed() -> onnx.ModelProto:
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("BatchNormalization", ["a", "s", "b", "m", "v"], ["n"]), node("Relu", ["n"], ["r"]),
+             node("Conv", ["r", "u"], ["y"])]  # fmt: skip
+    weights = {"w": array(4, 3, 1, 1), "s": np.array([0.5, -3, 0.1, 2], np.float32), "b": array(4), "m": array(4), "v": array(4, low=0.5),
+               "u": array(2, 4, 1, 1)}  # fmt: skip
+    return model(nodes, {"x": ["n", 3, 5, 5]}, ["y"], weights)
+
+
+def importance(proto: onnx.ModelProto | ir.Model, kind: str) -> dict[str, np.ndarray]:
+    graph = ir.from_proto(proto) if isinstance(proto, onnx.ModelProto) else proto
+    context = Context(graph)
+    places, makers = tie_all(context)
+    return {group.label: measure(kind, context, group, places) for group in find_groups(places, makers)[0]}
+
+
+def test_the_scale_of_a_normalization_tells_what_counts():
+    np.testing.assert_allclose(importance(normed(), "scale")["w"], [0.5, 3, 0.1, 2], rtol=1e-6)
+    made, log = run_pass(normed(), "prune-channels", importance="scale", ratio=0.5, multiple=1, least=1)
+    scales = next(t for t in made.graph.initializer if t.name == "s")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(scales), np.array([-3, 2], np.float32))
+    assert log.applied == 1
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("scale", "no BatchNormalization stands"), ("taylor", "no gradients are noted")])
+def test_an_importance_that_is_not_to_be_had(kind: str, reason: str):
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["r"]), node("MatMul", ["r", "u"], ["y"])]
+    proto = model(nodes, {"x": ["n", 3]}, ["y"], {"w": array(3, 16), "u": array(16, 2)})
+    made, log = run_pass(proto, "prune-channels", importance=kind, ratio=0.5)
+    assert log.applied == 0 and [reason in r.reason for r in log.refusals if r.node == "w"] == [True]
+    assert made.graph.initializer[0].dims[1] == 16
+
+
+def test_gradients_tell_how_far_the_outputs_move():
+    """Of linear products w' J'J w is what leaving out a unit really changes, as far as random vectors tell."""
+    pytest.importorskip("torch")
+    from graphopt.recovery.tuning.batches import Batches
+    from graphopt.recovery.tuning.salience import put_salience
+    from graphopt.verification import Sample
+
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Identity", ["a"], ["i"]), node("MatMul", ["i", "u"], ["y"])]
+    weights = {"w": array(6, 5, seed=1) * np.array([1, 3, 0.2, 0.5, 2], np.float32), "u": array(5, 4, seed=2)}
+    graph = ir.from_proto(model(nodes, {"x": ["n", 6]}, ["y"], weights))
+    x = array(64, 6, seed=3)
+    put_salience(graph, Batches([Sample({"x": x}, "x")], graph, 64), probes=2000)
+    moved = [np.linalg.norm(x @ weights["w"][:, [k]] @ weights["u"][[k]]) for k in range(5)]
+    y = x @ weights["w"] @ weights["u"]
+    np.testing.assert_allclose(importance(graph, "taylor")["w"], np.array(moved) / y.std(ddof=1) / np.sqrt(y.size), rtol=0.08)
