@@ -99,6 +99,7 @@ def plan(request: Request) -> tuple[Registry, Pipeline]:
         skip=request.skip,
         options=request.options,
         provider=short_name(request.provider),
+        calibrated=request.calibration is not None,
     )
     if request.calibration is not None and not any(step.calibrates for step in pipeline.steps):
         raise OptionError(
@@ -119,7 +120,10 @@ def alternatives(request: Request, registry: Registry, pipeline: Pipeline) -> li
         if name not in preset_names():
             continue
         try:
-            other = build_pipeline(registry, preset=name, skip=request.skip, options=request.options, provider=short_name(request.provider))
+            other = build_pipeline(
+                registry, preset=name, skip=request.skip, options=request.options, provider=short_name(request.provider),
+                calibrated=request.calibration is not None,
+            )  # fmt: skip
         except OptionError:
             continue
         found.append(other)

@@ -11,6 +11,7 @@
     [[step]]
     pass = "fuse-conv-bn"
     options = { max-growth = 0 }
+    when = "calibration"            # only where samples to calibrate on are given
 """
 
 from __future__ import annotations
@@ -91,14 +92,14 @@ def preset_names() -> list[str]:
     return sorted(_installed())
 
 
-def load_preset(name: str, registry: Registry) -> Pipeline:
-    """The preset of that name, or that in a file if `name` ends in .toml.
+def load_preset(name: str, registry: Registry, *, calibrated: bool = True) -> Pipeline:
+    """The preset of that name, or that in a file if `name` ends in .toml; without steps for calibrated runs if this is none.
 
     Raises:
         OptionError: no such preset or file, TOML that does not parse, an unknown pass or option, a preset that
             includes itself.
     """
-    return _load(name, registry, ())
+    return _load(name, registry, (), calibrated)
 
 
 def build_pipeline(
@@ -109,6 +110,7 @@ def build_pipeline(
     skip: Sequence[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     provider: str = "cpu",
+    calibrated: bool = True,
 ) -> Pipeline:
     """The pipeline that a command line asks for.
 
@@ -119,11 +121,15 @@ def build_pipeline(
         skip: names to leave out; each must be a pass that exists.
         options: by pass name, option values over those of the preset.
         provider: short name of the execution provider; passes of a preset that do not pay there are left out.
+        calibrated: whether samples to calibrate on are given; steps of a preset that are for such runs alone are left out.
 
     Raises:
         OptionError: anything unknown, or options for a pass that the pipeline does not run.
     """
-    pipeline = load_preset(preset, registry) if passes is None else Pipeline.of("custom", [registry.get(n)() for n in passes])
+    if passes is None:
+        pipeline = load_preset(preset, registry, calibrated=calibrated)
+    else:
+        pipeline = Pipeline.of("custom", [registry.get(n)() for n in passes])
     for name in skip:
         registry.get(name)
     for name, values in (options or {}).items():
@@ -162,7 +168,7 @@ def _installed() -> dict[str, Any]:
     return found
 
 
-def _load(name: str, registry: Registry, including: tuple[str, ...]) -> Pipeline:
+def _load(name: str, registry: Registry, including: tuple[str, ...], calibrated: bool) -> Pipeline:
     if name in including:
         raise OptionError(f"preset {name} includes itself: {' -> '.join((*including, name))}")
     if name.endswith(".toml") or "/" in name:
@@ -183,10 +189,10 @@ def _load(name: str, registry: Registry, including: tuple[str, ...]) -> Pipeline
         raise OptionError(f"preset {name}: not valid TOML: {error}") from None
     except OSError as error:
         raise OptionError(f"preset {name}: cannot be read: {error.strerror}") from None
-    return _from_toml(name, data, registry, (*including, name))
+    return _from_toml(name, data, registry, (*including, name), calibrated)
 
 
-def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including: tuple[str, ...]) -> Pipeline:
+def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including: tuple[str, ...], calibrated: bool) -> Pipeline:
     unknown = sorted(set(data) - {"description", "alternatives", "rounds", "step"})
     if unknown:
         raise OptionError(f"preset {name}: unknown key {unknown[0]!r} (known: description, alternatives, rounds, step)")
@@ -203,9 +209,11 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
     steps: list[Pass] = []
     for number, step in enumerate(given, 1):
         where = f"preset {name}, step {number}"
-        extra = sorted(set(step) - {"pass", "preset", "options", "skip"})
+        extra = sorted(set(step) - {"pass", "preset", "options", "skip", "when"})
         if extra:
-            raise OptionError(f"{where}: unknown key {extra[0]!r} (known: pass, preset, options, skip)")
+            raise OptionError(f"{where}: unknown key {extra[0]!r} (known: pass, preset, options, skip, when)")
+        if step.get("when", "calibration") != "calibration":
+            raise OptionError(f"{where}: when is \"calibration\" or not there, not {step['when']!r}")
         if ("pass" in step) == ("preset" in step):
             raise OptionError(f"{where}: needs either pass = \"...\" or preset = \"...\"")
         try:
@@ -214,11 +222,13 @@ def _from_toml(name: str, data: Mapping[str, Any], registry: Registry, including
                     raise OptionError("options belong to a pass")
                 stages += [Stage(tuple(steps), rounds)] if steps else []
                 steps = []
-                stages += _without(_load(str(step["preset"]), registry, including), step.get("skip", [])).stages
+                inner = _without(_load(str(step["preset"]), registry, including, calibrated), step.get("skip", []))
+                stages += inner.stages if calibrated or "when" not in step else []
             else:
                 if "skip" in step:
                     raise OptionError("skip belongs to a preset")
-                steps.append(registry.get(str(step["pass"])).configure(step.get("options")))
+                configured = registry.get(str(step["pass"])).configure(step.get("options"))
+                steps += [configured] if calibrated or "when" not in step else []
         except OptionError as error:
             raise OptionError(f"{where}: {error}") from None
     stages += [Stage(tuple(steps), rounds)] if steps else []

@@ -133,3 +133,14 @@ def test_two_passes_with_one_name() -> None:
     other = dataclass(frozen=True)(type("Other", (faulty.NegToRelu,), {"__doc__": "Another.", "__module__": "elsewhere"}))
     with pytest.raises(PluginError, match="two passes are called 'neg-to-relu'"):
         registry.add(other, "two")
+
+
+def test_steps_for_calibrated_runs(registry: Registry, tmp_path: Path) -> None:
+    text = "[[step]]\npass = 'merge-casts'\n[[step]]\npass = 'eliminate-identity'\nwhen = 'calibration'\n"
+    text += "[[step]]\npreset = 'clean'\nwhen = 'calibration'\n"
+    preset = write(tmp_path, text)
+    names = [s.name for s in build_pipeline(registry, preset=preset).steps]
+    assert names[:2] == ["merge-casts", "eliminate-identity"] and len(names) > 2
+    assert [s.name for s in build_pipeline(registry, preset=preset, calibrated=False).steps] == ["merge-casts"]
+    with pytest.raises(OptionError, match='step 1: when is "calibration" or not there'):
+        load_preset(write(tmp_path, "[[step]]\npass = 'merge-casts'\nwhen = 'often'\n"), registry)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
-from graphopt.errors import OptionError
 from graphopt.measurement import FinalGraph, final_graph, integer_kernels, on_integers
 from graphopt.request import Request
 from graphopt.run import Result, optimize
-from tests.support import array, model, node, ops
+from tests.support import array, model, node, ops, session
 
 
 def run(path: Path, **options) -> Result:
@@ -47,9 +47,30 @@ def test_all_products_run_on_integers(encoder: Path) -> None:
     assert "3 MatMulIntegerToFloat, 1 DynamicQuantizeMatMul; 1 DynamicQuantizeLinear convert" in told
 
 
-def test_no_calibration_is_taken(encoder: Path) -> None:
-    with pytest.raises(OptionError, match="none of the passes of the pipeline"):
-        run(encoder, calibration=str(encoder.parent))
+def test_no_samples_are_needed(encoder: Path) -> None:
+    report = run(encoder).report.to_dict()
+    assert report["calibration"] is None
+    assert not any("CALIBRATED" in w for w in report["warnings"])
+    assert "smooth-activations" not in [p["name"] for p in report["passes"]]
+
+
+def test_samples_help(tmp_path: Path) -> None:
+    """Channels that stick out are brought down before inputs are rounded: the result is nearer to the model."""
+    before = model([node("MatMul", ["x", "w"], ["y"])], {"x": ["n", 256]}, {"y": ["n", 256]}, {"w": array(256, 256) / 16})
+    onnx.save(before, tmp_path / "m.onnx")
+    scale = np.where(np.arange(256) % 50 == 0, 60.0, 1.0).astype(np.float32)
+    (tmp_path / "data").mkdir()
+    for i in range(10):
+        np.save(tmp_path / "data" / f"{i}.npy", array(8, 256, seed=20 + i) * scale)
+    x = {"x": array(8, 256, seed=99) * scale}
+    expected = session(before).run(None, x)[0]
+
+    def distance(**options) -> float:
+        report = run(tmp_path / "m.onnx", budget=1.0, **options).report.to_dict()
+        assert "MatMulInteger" in ops(onnx.load(report["output"]))
+        return float(np.linalg.norm(session(onnx.load(report["output"])).run(None, x)[0] - expected) / np.linalg.norm(expected))
+
+    assert distance(calibration=str(tmp_path / "data")) < 0.7 * distance()
 
 
 def test_it_is_left_out_on_other_providers() -> None:
