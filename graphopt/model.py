@@ -13,6 +13,8 @@ Keys in ``meta`` that the engine and the formats agree on (``meta`` never reache
     What is left of this value of what it was when the model was loaded, where channels were cut.
 ``value.meta["graphopt.in-float"] = {"mean": array, ...}``
     What was found of this value before anything was narrowed; a value that is made `like` this one has it too.
+``value.meta["graphopt.rounded"] = (integers, scale, axis)``
+    What a weight is to be rounded to: int8, one scale for each index along the axis, in the type of the weight.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ DECLARED = "graphopt.declared"
 KEPT = "graphopt.kept"
 SALIENCE = "graphopt.salience"
 IN_FLOAT = "graphopt.in-float"
+ROUNDED = "graphopt.rounded"
 
 
 @dataclass

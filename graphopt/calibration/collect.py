@@ -67,7 +67,7 @@ def calibrate(
         raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}")
     channels, moments = dict(channels or {}), frozenset(moments)
     names = list(dict.fromkeys([*tensors, *channels, *sorted(moments)]))
-    values = _find(model, names)
+    values = find(model, names)
     observers = {
         name: Observer(name, histogram=method not in PLAIN, axis=channels.get(name), moment=name in moments) for name in names
     }
@@ -75,12 +75,12 @@ def calibrate(
     inner = [name for name, value in values.items() if not value.is_graph_input()]
     if names:
         with tempfile.TemporaryDirectory(prefix="graphopt-calibration-", dir=folder) as work:
-            job = _Job(source, observers, limit, threads, provider, shown or Progress(quiet=True).stage)
+            job = Job(source, observers, limit, threads, provider, shown or Progress(quiet=True).stage)
             job.carry_out(model, fed, inner, Path(work))
     return {name: observer.statistics for name, observer in observers.items()}
 
 
-def _find(model: ir.Model, names: list[str]) -> dict[str, ir.Value]:
+def find(model: ir.Model, names: list[str]) -> dict[str, ir.Value]:
     """The values of those names, in the order of the graph."""
     wanted = set(names)
     found = {v.name: v for v in model.graph.inputs if v.name in wanted}
@@ -97,7 +97,9 @@ def _find(model: ir.Model, names: list[str]) -> dict[str, ir.Value]:
     return found  # type: ignore[return-value]
 
 
-class _Job:
+class Job:
+    """One walk over the samples, or several: `observers` are given what their tensors are."""
+
     def __init__(self, source: Source, observers: Mapping[str, Observer], limit: int, threads: int, provider: str, shown: Shown):
         self.source, self.observers, self.limit = source, observers, limit
         self.threads, self.provider, self.shown = threads, provider, shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import onnx_ir as ir
 
 from graphopt.calibration.collect import LIMIT, Shown, calibrate
 from graphopt.calibration.observers import PLAIN, Statistics
+from graphopt.calibration.rows import row_moments
 from graphopt.calibration.sources import Given, Source, open_source, split
 from graphopt.calibration.stepwise import mean_shifts, thinned
 from graphopt.errors import CalibrationError
 from graphopt.formats import digest
+from graphopt.rewriting.rows import Rows
 from graphopt.verification import Sample, synthesize
 
 _GUESSED = 16  # samples that are made up where there are none
@@ -41,6 +43,7 @@ class Calibration:
         self.seed = seed
         self._with = {"threads": threads, "provider": provider, "limit": limit, "folder": folder, "shown": shown}
         self._known: dict[tuple[Any, ...], Statistics] = {}
+        self._done: dict[tuple[Any, ...], Any] = {}
         self._shifts: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
 
     @classmethod
@@ -115,6 +118,19 @@ class Calibration:
             options = {name: self._with[name] for name in ("threads", "provider", "folder", "shown")}
             self._shifts[key] = mean_shifts(model, wanted, thinned(self.source, samples), **options)
         return self._shifts[key]
+
+    def row_moments(
+        self, model: ir.Model, wanted: Iterable[Rows], *, samples: int | None = None
+    ) -> Iterator[tuple[Rows, np.ndarray | None]]:
+        """As `rows.row_moments` has it, over the calibration samples, or `samples` of them. They are not kept: they are large."""
+        yield from row_moments(model, wanted, thinned(self.source, samples), **self._with)
+
+    def once(self, model: ir.Model, what: Any, work: Callable[[], Any]) -> Any:
+        """The result of some work on a graph and the samples, done once for the same graph and the same `what`."""
+        key = digest(model), what
+        if key not in self._done:
+            self._done[key] = work()
+        return self._done[key]
 
     @property
     def calibrated(self) -> int:

@@ -18,6 +18,7 @@ from graphopt.rewriting.shapes import Dim, ShapeAnalysis
 if TYPE_CHECKING:
     from graphopt.calibration import Calibration, Statistics
     from graphopt.measurement import Target
+    from graphopt.rewriting.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,20 @@ class Context:
         from graphopt import runtime
 
         return runtime.has_kernel(self.provider, node.domain, node.op_type, self.opset(node), element)
+
+    def row_moments(self, wanted: Iterable[Rows], *, samples: int | None = None) -> Iterator[tuple[Rows, np.ndarray | None]]:
+        """The mean of r^T r over rows that products read, [groups, length, length], a few at a time; None: not finite.
+
+        Raises:
+            CalibrationError: as `calibrate` does.
+        """
+        if self.tools.calibration is None:
+            raise CalibrationError(f"pass {self.log.name} needs calibration samples, and there are none here")
+        yield from self.tools.calibration.row_moments(self.model, wanted, samples=samples)
+
+    def once(self, what: Any, work: Callable[[], Any]) -> Any:
+        """The result of some work on the graph as it is and the calibration samples, done once over all replays of a run."""
+        return work() if self.tools.calibration is None else self.tools.calibration.once(self.model, (self.log.name, what), work)
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node: main graph, subgraphs, functions; order is not topological across graphs."""

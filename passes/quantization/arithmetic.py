@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.rewriting import guards
+from graphopt.model import ROUNDED
+from graphopt.rewriting import constant_tensor, guards
 
 _CHUNK = 1 << 20  # elements that are in double precision at a time
 TOP = 127  # symmetric: -128 is not used, so that a weight and its negative have the same error
@@ -89,6 +90,20 @@ def pack_array(
         noise += float(((packed[part] * by - wide) ** 2).sum())
     snr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else 0.0
     return packed, scale.reshape(() if axis is None else -1), snr
+
+
+def pack_chosen(
+    value: ir.Value, axis: int | None, top: int = TOP, least: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """As `pack`, of the weight that a value holds, with the integers that a pass chose for it where scales are as it took them."""
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    packed, scale, snr = pack(tensor, axis, top, least)
+    integers, taken, along = value.meta.get(ROUNDED, (None, None, None))
+    if integers is None or axis is None or axis != along or int(np.abs(integers).max(initial=0)) > top:
+        return packed, scale, snr
+    same = (scale == taken).reshape([-1 if i == axis else 1 for i in range(packed.ndim)])
+    return np.where(same, integers, packed), scale, snr
 
 
 def channel_axis(node: ir.Node, place: int, rank: int) -> int:

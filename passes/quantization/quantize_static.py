@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Effect, Match, Pass, Refuse, constant_tensor, guards, option
 
-from .arithmetic import TOP, activation_grid, channel_axis, least_scale, pack
+from .arithmetic import TOP, activation_grid, channel_axis, least_scale, pack_chosen
 from .instructions import weight_top
 from .regions import Unit, find_units
 from .writing import Writer
@@ -207,7 +207,7 @@ class _Quantization:
         tensor = constant_tensor(value)
         assert tensor is not None
         axis, least = self._sharing(value, len(tensor.shape))
-        packed, scale, snr = pack(tensor, axis, self.top, least)
+        packed, scale, snr = pack_chosen(value, axis, self.top, least)
         self.snr.append((snr, value.name or "?"))
         self.weights[value] = self.writer.weight(packed, scale, axis, value.name, like=value), scale
         return self.weights[value]
