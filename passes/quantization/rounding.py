@@ -15,6 +15,7 @@ _SWEEPS = 30
 _TRIED_OUT = 10  # inputs up to which every choice is tried, 2^10 of them: all depthwise 3 x 3 kernels
 _HELD = 1 << 22  # numbers that are held at a time for that
 _TWO_STARTS = 256  # inputs up to which rounding with feedback is a second start; beyond, it takes longer than it gains
+_IN_PAIRS = 64  # inputs up to which choices are turned over in pairs, too
 _LEAST = 1e-4  # by which part of itself an error must fall for a sweep to be followed by another
 
 
@@ -35,6 +36,8 @@ def choose(units: np.ndarray, moment: np.ndarray, low: int, high: int) -> np.nda
         starts.append(_with_feedback(units, moment, below, above))
     for start in starts:
         found = _descend(start, units, moment, below, above)
+        if units.shape[2] <= _IN_PAIRS:
+            found = _in_pairs(found, units, moment, below, above)
         error = output_error(found - units, moment)
         best = np.where((error < least)[..., None], found, best)
         least = np.minimum(error, least)
@@ -105,4 +108,34 @@ def _descend(integers: np.ndarray, units: np.ndarray, moment: np.ndarray, below:
         if not total < before * (1 - _LEAST):
             break
         before = total
+    return integers
+
+
+def _in_pairs(integers: np.ndarray, units: np.ndarray, moment: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Turn over, of each row, the one or two choices that gain most, for as long as there are any."""
+    integers = integers.copy()
+    diagonal = np.einsum("gkk->gk", moment)
+    groups, rows, inputs = units.shape
+    at_once = max(1, _HELD // (rows * inputs**2))
+    for start in range(0, groups, at_once):
+        part = slice(start, start + at_once)
+        for _ in range(4 * inputs):
+            now = integers[part]
+            pulled = (now - units[part]) @ moment[part]
+            step = np.where(now == below[part], above[part] - now, below[part] - now)
+            gain = step * (2 * pulled + step * diagonal[part, None])
+            both = gain[..., :, None] + gain[..., None, :] + 2 * step[..., :, None] * step[..., None, :] * moment[part, None]
+            both[..., np.arange(inputs), np.arange(inputs)] = gain
+            best = both.reshape(*gain.shape[:2], -1).argmin(axis=2)
+            first, second = best // inputs, best % inputs
+            least = np.take_along_axis(both.reshape(*gain.shape[:2], -1), best[..., None], axis=2)[..., 0]
+            g, n = np.nonzero(least < -_LEAST * diagonal[part].mean(axis=1)[:, None])
+            if not g.size:
+                break
+            for k in (first, second):
+                place = g, n, k[g, n]
+                now[place] = np.where(now[place] == below[part][place], above[part][place], below[part][place])
+            one = first[g, n] == second[g, n]  # was turned over and back
+            place = g[one], n[one], first[g, n][one]
+            now[place] = np.where(now[place] == below[part][place], above[part][place], below[part][place])
     return integers
