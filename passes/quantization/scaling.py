@@ -139,3 +139,23 @@ def positive(scale: np.ndarray, known: Iterable[np.ndarray]) -> np.ndarray:
     for magnitude in known:
         usable &= magnitude > 0
     return np.where(usable, scale, 1.0)
+
+
+def only_source(group: Group, context: Context) -> Linear:
+    """The linear operator that alone gives a value, channel by channel; refuses where there is none, or more than one."""
+    guards.require(not group.others, f"{group.value.name!r} is also read by something else, or a graph output")
+    channels = read(group.readers[0], context).inputs
+    rank = context.rank(group.value)
+    guards.require(rank is not None, "the rank of its input is not known")
+    shape = [1] * rank  # type: ignore[operator]
+    shape[group.axis] = channels
+    told_apart = np.arange(1.0, channels + 1)
+    plan = Plan(factors=[])
+    try:
+        back(group.value, Affine.of(told_apart.reshape(shape), np.zeros(())), group.readers, group.readers[0], plan, context)
+    except Nothing:
+        raise Refuse(f"there is no layer before it: {_source(group.value)}") from None
+    guards.require(len(plan.outputs) == 1 and plan.outputs[0][0].node not in group.readers, "there is not one layer before it")
+    linear, mul, _ = plan.outputs[0]
+    guards.require(mul.shape == told_apart.shape and bool((mul == told_apart).all()), "channels are in another order before it")
+    return linear
