@@ -25,7 +25,7 @@ from graphopt.rewriting import (
     use_count,
 )
 
-from .arithmetic import channel_axis, pack
+from .arithmetic import channel_axis, pack_chosen
 
 if TYPE_CHECKING:
     from graphopt.aten import AtenContext
@@ -100,7 +100,7 @@ class QuantizeWeights(Pass):
             if gathered and guards.attribute(other, "axis", 0) not in (0, -len(tensor.shape)):
                 raise Refuse("it does not read rows of the table")
             _guard_opset(context.opset(other, ""), tensor.dtype, axis)
-        packed, scale, snr = pack(tensor, axis)
+        packed, scale, snr = pack_chosen(value, axis)
         size = packed.nbytes + scale.nbytes
         guards.require(size < tensor.nbytes, "the scales would take more than the weight saves")
         guards.require(snr >= self.min_snr, f"the signal-to-noise ratio would be {snr:.1f} dB")
