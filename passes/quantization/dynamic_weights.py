@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from graphopt.rewriting import Context, Editor, Refuse, constant_tensor, guards, is_sparse
 
-from .arithmetic import pack, pack_array
+from .arithmetic import pack_array, pack_chosen
 from .instructions import LONGEST_SUM
 
 #: States the integer operator through an editor.
 Plan = Callable[[Editor], None]
 #: The int8 values and the scales of a tensor, by channel or not, with a largest integer; and the signal-to-noise ratio in dB.
-Packing = Callable[[ir.TensorProtocol, bool, int], tuple[np.ndarray, np.ndarray, float]]
+Packing = Callable[[ir.Value, bool, int], tuple[np.ndarray, np.ndarray, float]]
 
 _DEEP = 8  # operators between a weight and the constants that it is computed from
 
@@ -55,7 +55,7 @@ class Dynamic:
         """A weight as int8, and its scales times a factor; stored once for all in a graph that read it alike."""
         key = editor.match.root.graph, value, pack
         if key not in self._packed:
-            packed, scale, snr = pack(constant_tensor(value), self.by_channel, self.top)  # type: ignore[arg-type]
+            packed, scale, snr = pack(value, self.by_channel, self.top)
             self._packed[key] = editor.constant(packed, f"{value.name}_int8"), scale
             self.snr.append((snr, value.name or "?"))
         stored, scale = self._packed[key]
@@ -91,20 +91,20 @@ class Dynamic:
         return tensor
 
 
-def by_columns(tensor: ir.TensorProtocol, by_channel: bool, top: int) -> tuple[np.ndarray, np.ndarray, float]:
+def by_columns(value: ir.Value, by_channel: bool, top: int) -> tuple[np.ndarray, np.ndarray, float]:
     """A weight of [inputs, channels]."""
-    return pack(tensor, 1 if by_channel else None, top)
+    return pack_chosen(value, 1 if by_channel else None, top)
 
 
-def by_rows(tensor: ir.TensorProtocol, by_channel: bool, top: int) -> tuple[np.ndarray, np.ndarray, float]:
+def by_rows(value: ir.Value, by_channel: bool, top: int) -> tuple[np.ndarray, np.ndarray, float]:
     """A weight of [channels, inputs] as [inputs, channels]."""
-    packed, scale, snr = pack(tensor, 0 if by_channel else None, top)
+    packed, scale, snr = pack_chosen(value, 0 if by_channel else None, top)
     return np.ascontiguousarray(packed.T), scale, snr
 
 
-def by_directions(tensor: ir.TensorProtocol, by_channel: bool, top: int) -> tuple[np.ndarray, np.ndarray, float]:
+def by_directions(value: ir.Value, by_channel: bool, top: int) -> tuple[np.ndarray, np.ndarray, float]:
     """A weight of [directions, channels, inputs] as [directions, inputs, channels]; scales of [directions, channels] or [directions]."""
-    weight = tensor.numpy()
+    weight = guards.constant(value, "the weight")
     kept = weight.shape[: 2 if by_channel else 1]
     packed, scale, snr = pack_array(weight.reshape(int(np.prod(kept)), -1), 0, top)
     return np.ascontiguousarray(packed.reshape(weight.shape).transpose(0, 2, 1)), scale.reshape(kept), snr
