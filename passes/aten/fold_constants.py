@@ -81,7 +81,9 @@ class _Folder:
         if not can_evaluate(node) or not all(n in self.foldable or context.is_constant(n) for n in node.all_input_nodes):
             return False
         widened = (context.dtype(node) or "bool") not in (*_NARROW, "bool")  # a cast, or a product with scales
-        if widened and any(context.dtype(source) in _NARROW and _size(source) > _SMALL for source in node.all_input_nodes):
+        apart = name.startswith("bitwise") or name == "sub"  # what is packed is taken apart, and moved by its zero points
+        narrow = (widened or apart) and any(context.dtype(n) in _NARROW and _size(n) > _SMALL for n in node.all_input_nodes)
+        if narrow:
             context.log.refuse(node, "its weights are kept in their narrow type")
             return False
         return True

@@ -1,4 +1,10 @@
-"""`quantize-weights` on ATen graphs: int8 buffers, multiplied by their scales when the program runs."""
+"""`quantize-weights` on ATen graphs: int8 buffers, multiplied by their scales when the program runs.
+
+Or read as they are by torch's kernel, where that is the faster of the two. It was measured on a CPU with AVX-512, against the
+product of float weights, made of integers before it or not, of 768 x 768 and larger: on up to 16 rows of bfloat16 it takes 0.3 to
+1.8 times what the float product takes and a tenth to two thirds of making the weights first; on one row of float32 three quarters
+of the latter. On more rows, and of float16, it is slower than both, up to a hundred times.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ from graphopt.rewriting import Refuse
 from ..quantization.arithmetic import pack_array
 from ..quantization.quantize_weights import summary
 from .linear import CONVOLUTION, CONVS, LINEAR, PRODUCTS, TRANSPOSED
+from .rows import called_on_rows, known_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
 
 _EMBEDDING = "aten.embedding.default"
 _TYPES = ("float32", "float64", "float16", "bfloat16")
+_KERNEL = "aten._weight_int8pack_mm.default"
+_MOST_ROWS = {"bfloat16": 16, "float32": 1}  # up to which it is faster than making the weights numbers
 
 
 def run(context: AtenContext, *, min_elements: int, by_channel: bool, min_snr: float) -> None:
@@ -64,6 +73,13 @@ def _quantize(weight: Node, first: Node, editor: AtenEditor, by_channel: bool, m
     context.require(size < before, "the scales would take more than the weight saves")
     context.require(snr >= min_snr, f"the signal-to-noise ratio would be {snr:.1f} dB")
     stored = editor.constant(packed, f"{name}_int8", made_of=[weight], parameter=False)
+    if axis == 0 and all(_kernel_pays(user, context) for user in users):
+        factor = editor.constant(scale, f"{name}_scale", made_of=[weight], parameter=False)
+        for user in users:
+            editor.root = user
+            editor.replace(user, called_on_rows(editor, user, lambda x: editor.call(_KERNEL, [x, stored, factor])))
+        editor.root = first
+        return snr, name, before, size
     factor = editor.constant(_along(scale, axis, array.ndim), f"{name}_scale", made_of=[weight], parameter=False)
     if not gathered:
         editor.replace(weight, editor.call("aten.mul.Tensor", [stored, factor]))
@@ -75,6 +91,15 @@ def _quantize(weight: Node, first: Node, editor: AtenEditor, by_channel: bool, m
         editor.replace(user, editor.call("aten.mul.Tensor", [rows, factor]))
     editor.root = first
     return snr, name, before, size
+
+
+def _kernel_pays(user: Node, context: AtenContext) -> bool:
+    """Whether an operator is a linear layer on so few rows that torch's kernel for int8 weights is the faster way."""
+    if context.op(user) != LINEAR:
+        return False
+    x = context.arguments(user)["input"]
+    rows = known_rows(x, context)
+    return rows is not None and rows <= _MOST_ROWS.get(context.dtype(x) or "", 0)
 
 
 def _along(scale: np.ndarray, axis: int | None, rank: int) -> np.ndarray:

@@ -39,7 +39,8 @@ class QuantizeWeights(Pass):
 
     Symmetric, w = scale * q with q in [-127, 127] and scale = max|w| / 127, by output channel. The weight of several
     operators is quantized once. Of a table that Gather reads, only the rows that were read are dequantized. It makes
-    the file smaller, not the model faster: runtimes dequantize at every run.
+    the file smaller, not the model faster: runtimes dequantize at every run. In a torch program linear layers on few rows are
+    by torch's own kernel for such weights where that is faster.
     """
 
     name = "quantize-weights"

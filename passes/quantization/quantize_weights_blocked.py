@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,9 @@ from .blocks_in_graph import form_for, guard_form, is_smaller, state
 from .gptq import gptq, output_error
 from .hqq import half_quadratic
 from .weight_units import Unit, find_units
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _FITS: dict[str, Fit] = {"rtn": nearest, "hqq": half_quadratic}
 _HESSIANS = 2 << 30  # bytes of second moments that are held; products beyond that are rounded without
@@ -33,10 +37,15 @@ class QuantizeWeightsBlocked(Pass):
 
     Of a weight in 4 bits two applications are asked for: with the first it has 4 bits, with the second alone 8, and with
     neither it stays as it is.
+
+    In a torch program the numbers are made again in the graph, for size; with form=contrib torch's own kernel reads 4 bits as they
+    are stored, which is faster for bfloat16 on few rows and slower elsewhere, and packed for one instruction set.
     """
 
     name = "quantize-weights-blocked"
     effect = Effect.LOSSY
+    kinds = frozenset({"onnx", "torch"})
+    before_export = False  # ONNX has operators of its own for that
     smaller = True
 
     bits: int = option(4, "bits of a weight", choices=(4, 8))
@@ -54,6 +63,12 @@ class QuantizeWeightsBlocked(Pass):
     def calibrates(self) -> bool:  # type: ignore[override]
         """Only GPTQ does."""
         return self.method == "gptq"
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten.quantize_weights_blocked import Settings, run
+
+        layout = Layout(self.bits, self.block_size, self.symmetric)
+        run(context, Settings(layout, _FITS.get(self.method), self.tables, self.form == "contrib", self.min_elements))
 
     def run(self, context: Context) -> None:
         _Quantization(self, context).carry_out()
