@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, op
 from .hard import divides_by, read_clipped, supported
 from .reading import claim, goes_to, needs_opset
 
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
+
 
 @dataclass(frozen=True)
 class FuseHardsigmoid(Rewrite):
@@ -19,6 +23,13 @@ class FuseHardsigmoid(Rewrite):
 
     name = "fuse-hardsigmoid"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
+    before_export = False  # ONNX has the same pass
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import hard
+
+        hard.run_hardsigmoid(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Clip", op("Add"), ..., bind="clip"),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,9 @@ from graphopt.rewriting import Context, Editor, Effect, Match, Pattern, Rewrite,
 
 from .hard import divides_by, is_relu6_line, is_sixth, read_clipped, supported
 from .reading import claim, goes_to, made_by, operand
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 _SINCE = 14
 
@@ -25,6 +29,13 @@ class FuseHardswish(Rewrite):
 
     name = "fuse-hardswish"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
+    before_export = False  # ONNX has the same pass
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import hard
+
+        hard.run_hardswish(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return op("HardSigmoid", bind="gate"), op("Clip", op("Add"), ..., bind="clip")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Refuse, Rewrite, guards
 
 from .normalization import element, parameter, read, root_patterns, state
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,13 @@ class FuseInstanceNormalization(Rewrite):
 
     name = "fuse-instance-normalization"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
+    before_export = False  # ONNX has the same pass
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fuse_instance_normalization
+
+        fuse_instance_normalization.run(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return root_patterns()

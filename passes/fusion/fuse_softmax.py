@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphopt.rewriting import Editor, Effect, Match, Pattern, Rewrite, guards, op, var
 
 from ..arguments import element_type
 from .reading import claim, consumers
 from .shifted import TYPES, last_axis, read_shifted, reduces_along
+
+if TYPE_CHECKING:
+    from graphopt.aten import AtenContext
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,13 @@ class FuseSoftmax(Rewrite):
 
     name = "fuse-softmax"
     effect = Effect.ROUNDING
+    kinds = frozenset({"onnx", "torch"})
+    before_export = False  # ONNX has the same pass
+
+    def run_aten(self, context: AtenContext) -> None:
+        from ..aten import fuse_softmax
+
+        fuse_softmax.run_softmax(context)
 
     def patterns(self) -> Sequence[Pattern]:
         return (op("Div", op("Exp", var("power"), bind="exp"), op("ReduceSum", op("Exp"), ..., bind="sum"), bind="div"),)
