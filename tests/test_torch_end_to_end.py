@@ -18,10 +18,9 @@ from graphopt.reporting.progress import Progress  # noqa: E402
 from graphopt.request import Request, plan  # noqa: E402
 from graphopt.workbench import Stages  # noqa: E402
 from models.recipes import RECIPES  # noqa: E402
-from models.zoo import MODELS  # noqa: E402
+from models.zoo import NETS, build_net  # noqa: E402
 from tests.support import ops  # noqa: E402
 
-NETS = sorted({entry.net for entry in MODELS.values() if entry.net})
 #: BatchNorms with no convolution right before them: in CREPE a ReLU stands between.
 APART = {"crepe_full": 6, "crepe_tiny": 6}
 
@@ -31,12 +30,7 @@ def _captured(name: str) -> Any:
     recipe = RECIPES.get(name)
     if recipe is not None:
         return capture(recipe.build(small=True), recipe.example_inputs(), outputs=recipe.outputs)
-    from models.zoo.fetching import _member, cache_dir
-    from models.zoo.nets import build
-
-    entry = next(e for e in MODELS.values() if e.net == name)
-    folder = cache_dir()
-    built = build(name, _member(entry, folder, folder / "weights" / f"{name}{Path(entry.member).suffix}"))
+    built = build_net(name)
     return capture(built.module, built.inputs, dynamic_shapes=built.dynamic, outputs=built.outputs)
 
 

