@@ -282,7 +282,9 @@ def drawn(seed: int) -> tuple[Random, list[torch.Tensor], Any]:
             raise RejectedError("the answers are not finite")
     try:
         program = torch.export.export(module, (inputs[0],), dynamic_shapes=(({0: torch.export.Dim.AUTO}),))
-        return module, inputs, program.run_decompositions({})
+        program = program.run_decompositions({})
+        program.module()(inputs[1])  # it may have been made for one size alone
+        return module, inputs, program
     except Exception as error:
         raise RejectedError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
 

@@ -50,8 +50,6 @@ def test_zoo(name: str) -> None:
         with pytest.raises(InputError, match="cannot be imported into torch"):
             to_torch(path)
         pytest.skip(f"operators of {', '.join(sorted(other))}")
-    if any(node.domain == "ai.onnx.ml" and node.op_type != "Scaler" for node in onnx.load(path).graph.node):
-        pytest.skip("trees")
     check(path, FIXED.get(name))
 
 
