@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from graphopt.budget import Budget
     from graphopt.reporting import Report
     from graphopt.reporting.progress import Progress
 
@@ -64,7 +65,7 @@ def optimize(
     compile: bool = False,
     tune: bool = False,
     tolerance: float | None = None,
-    budget: float | None = None,
+    budget: Budget | float | str | None = None,
     provider: str = "cpu",
     threads: int = 0,
     seed: int = 0,
@@ -86,6 +87,7 @@ def optimize(
             to `<stem>.opt.onnx` beside it.
         options: by pass, values of its options.
         samples: `.npz` file or folder of inputs to verify on; made from the example inputs, or the graph, without.
+        budget: loss accepted of a lossy result: relative as a number, or as `graphopt run --budget` reads it ("30dB", "cos:0.99").
         bench, compile, tune: measure speed, and drop what is slower; time torch.compile too; search settings of the session.
         eval: take a module in training mode as if it were in eval mode, instead of refusing it.
         output_names: names of a torch model's outputs.

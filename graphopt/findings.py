@@ -30,6 +30,7 @@ class Findings:
         verification, speed, quality, session, baked: as in the report.
         alternatives: what other presets would gain.
         calibration: what passes calibrated on; None where none does.
+        precision: what is known of lossy applications; None where there are none, or nothing was measured of them.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Findings:
     baked: dict[str, Any] | None = None
     alternatives: list[Alternative] = field(default_factory=list)
     calibration: Calibration | None = None
+    precision: dict[str, Any] | None = None
 
     def unverified(self, why: str) -> None:
         """Nothing could be proved."""
@@ -64,8 +66,14 @@ class Findings:
         """0: done and verified; 1: done, but not verified, or not all that was asked for."""
         if request.verify != "off" and (self.verification is None or self.verification["verdict"] in ("unverified", "different")):
             return 1
-        over = self.quality is not None and self.quality["budget"] is not None and self.quality["loss"] > self.quality["budget"]
-        return 1 if over or self.unreached else 0
+        return 1 if self.unreached or self._over_budget() else 0
+
+    def _over_budget(self) -> bool:
+        """Whether the metric of the result is known to be beyond a budget that was asked for, or could not be taken."""
+        quality = self.quality
+        if quality is None:
+            return False
+        return bool(quality.get("fault")) or (quality["budget"] is not None and not quality["loss"] <= quality["budget"])
 
     def report(
         self,
@@ -100,6 +108,7 @@ class Findings:
                 "placement": None if self.placing is None else self.placing.to_dict(),
                 "session": self.session,
                 "baked": self.baked,
+                "precision": self.precision,
                 "calibration": None if self.calibration is None else self.calibration.to_dict(),
                 "alternatives": [other.to_dict() for other in self.alternatives],
                 "provenance": provenance(candidate),

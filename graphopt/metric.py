@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,20 @@ def load_function(where: str, what: str) -> Callable[..., Any]:
     if not callable(function):
         raise OptionError(f"{what} {where}: {source} has no function {name}")
     return function
+
+
+def fingerprint(where: str) -> str:
+    """What tells a metric from the same name with other code: the name, and a hash of the file that it is in, if that is found."""
+    function = load_metric(where).function
+    file = getattr(importlib.import_module(function.__module__), "__file__", None) if function.__module__ in sys.modules else None
+    source = file or (where.rpartition(":")[0] if where.rpartition(":")[0].endswith(".py") else None)
+    code = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source is not None and Path(source).is_file() else ""
+    return f"{where} {code}"
+
+
+def relative_loss(before: float, after: float) -> float:
+    """What was lost of a metric, relative to what it was; below 0 where something was gained."""
+    return (before - after) / abs(before) if before else before - after
 
 
 def measure_metric(

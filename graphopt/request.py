@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.budget import METRIC, OUTPUTS, Budget
 from graphopt.errors import InputError, OptionError, OutputError
 from graphopt.pipeline.presets import Pipeline, build_pipeline, preset_names
 from graphopt.pipeline.registry import Registry
@@ -44,8 +45,11 @@ class Request:
         bench: whether speed is measured, and a slower result dropped.
         tune: where speed is measured, whether settings of the session are searched under which the result is faster still.
         tolerance: relative tolerance of float outputs, instead of the one that effect and noise give.
-        budget: with lossy passes, the loss of quality that is accepted.
+        budget: with lossy passes, the loss of quality that is accepted; a number is a relative loss (see `graphopt.budget`).
         metric: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; called with a function from feeds to outputs.
+        journal: where a search for what is within the budget notes what it measured; None: `<output>.search.jsonl`, and only until
+            the run is over.
+        search_seconds: what such a search may take.
         fix_initializers: treat initializers that a caller may override as constants.
         bake: write the graph that the runtime makes of the result on this target, instead of the result.
         in_place: allow the model's own file to be replaced.
@@ -68,8 +72,10 @@ class Request:
     bench: bool = True
     tune: bool = True
     tolerance: float | None = None
-    budget: float | None = None
+    budget: Budget | float | str | None = None
     metric: str | None = None
+    journal: Path | None = None
+    search_seconds: float = 300.0
     seed: int = 0
     fix_initializers: bool = False
     bake: bool = False
@@ -81,6 +87,18 @@ class Request:
         if self.output is not None:
             return self.output
         return self.model if self.in_place else self.model.with_name(f"{self.model.stem}.opt.onnx")
+
+    @property
+    def accepted(self) -> Budget:
+        """The loss of quality that is accepted of a lossy result: as asked for, else 1 % of the metric, or 20 dB at the outputs."""
+        if self.budget is None:
+            return OUTPUTS if self.metric is None else METRIC
+        return Budget.of(self.budget)
+
+    @property
+    def metric_judges(self) -> bool:
+        """Whether a lossy result is judged by the metric; a budget in decibels or as a cosine is one of the outputs."""
+        return self.metric is not None and self.accepted.kind == "loss"
 
 
 def plan(request: Request) -> tuple[Registry, Pipeline]:
@@ -187,6 +205,12 @@ def check_values(request: Request) -> None:
         raise OptionError(f"threads must be 0 (all cores) or more, not {request.threads}")
     if request.tolerance is not None and not request.tolerance >= 0:
         raise OptionError(f"tolerance must be 0 or more, not {request.tolerance}")
+    if request.budget is not None:
+        Budget.of(request.budget)
+    if not request.search_seconds >= 0:
+        raise OptionError(f"the seconds of a search must be 0 or more, not {request.search_seconds}")
+    if request.journal is not None and (request.journal.is_dir() or not request.journal.parent.is_dir()):
+        raise OutputError(f"{request.journal}: no journal can be written there: it is a folder, or in none")
     runtime.resolve_provider(request.provider)
     if request.preprocess is not None and request.calibration is None:
         raise OptionError("a preprocessing is for the images of a calibration, and none is given")

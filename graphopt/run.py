@@ -12,10 +12,10 @@ from graphopt.errors import GraphoptError, OptionError
 from graphopt.findings import Findings
 from graphopt.request import Request, alternatives, calibration_of, check, load, plan
 from graphopt.settings import Settings
+from graphopt.verifying import Verifying
 from graphopt.workbench import Stages, Workbench, work_folder
 
 if TYPE_CHECKING:
-    from graphopt.pipeline.bisect import Culprit
     from graphopt.pipeline.presets import Pipeline
     from graphopt.pipeline.runner import Candidate, Hold
     from graphopt.reporting import Report
@@ -85,7 +85,7 @@ def optimize(request: Request, *, progress: Progress | None = None, judge: Judge
     return Run(request, pipeline, others, Stages(progress or Progress(quiet=True)), judge).carry_out()
 
 
-class Run:
+class Run(Verifying):
     """One request on its way through the stages."""
 
     bench: Workbench
@@ -136,6 +136,7 @@ class Run:
                     tuned = self._tuned(candidate)
             found.quality = self.bench.quality(candidate)
             self._integers(candidate)
+            self._precision(candidate)
             with stage("save", f"saving {request.destination.name}"):
                 self._save(candidate, tuned)
         if found.baked is not None:  # what it refers to is gone with the folder it was baked in
@@ -226,57 +227,6 @@ class Run:
         self.found.warnings.extend(calibration.warnings())
         self.found.calibration = calibration
 
-    def _verified(self, candidate: Candidate) -> Candidate:
-        """The candidate if it verifies, else the best one without what made it differ."""
-        if self.request.verify == "each":
-            candidate = self._verified_step_by_step(candidate)
-        reason, self.found.verification = self.bench.compare(candidate)
-        if reason is None:
-            return candidate
-        return self._without_culprits(candidate, reason)
-
-    def _verified_step_by_step(self, candidate: Candidate) -> Candidate:
-        """Compare after every pass that changed something, in order; the first that differs is where bisection looks."""
-        tested = 0
-        while True:
-            ends = _pass_ends(candidate)
-            bad = None
-            for end in ends[tested:-1]:
-                prefix = self.bench.build(replace(candidate.hold, limit=end))
-                reason, _ = self.bench.compare(prefix, final=False)
-                if reason is not None:
-                    bad = prefix, reason
-                    break
-                tested += 1
-            if bad is None:
-                return candidate
-            held = self._without_culprits(*bad).hold
-            candidate = self.bench.build(replace(held, limit=None))
-
-    def _without_culprits(self, candidate: Candidate, reason: str) -> Candidate:
-        from graphopt.pipeline.bisect import without_culprits
-
-        def test(trial: Candidate) -> str | None:
-            return self.bench.compare(trial, final=False)[0]
-
-        search = without_culprits(self.bench.build, test, candidate, reason)
-        _, self.found.verification = self.bench.compare(search.candidate)
-        for culprit in search.culprits:
-            self.found.rolled_back("different", culprit)
-        self._reproducers(search.culprits, candidate)
-        return search.candidate
-
-    def _reproducers(self, culprits: list[Culprit], failing: Candidate) -> None:
-        from graphopt.reproducer import write_reproducer
-
-        bench, request = self.bench, self.request
-        for culprit in culprits:
-            if culprit.label is None:
-                continue
-            folder = write_reproducer(culprit, failing, bench.build, bench.samples, request.destination, threads=request.threads)
-            if folder is not None:
-                self.found.notes.append(f"a reproducer of the fault of {culprit.pass_name} is in {folder}")
-
     # --- speed --------------------------------------------------------------------------------------------------
 
     def _fastest(self, candidate: Candidate) -> Candidate:
@@ -308,17 +258,9 @@ class Run:
         if outcome.candidate is not candidate and self.request.verify != "off":
             reason, self.found.verification = self.bench.compare(outcome.candidate)
             if reason is not None:  # leaving a pass out can only expose a fault that another one hid
-                return self._without_culprits(outcome.candidate, reason)
+                return self._mended(outcome.candidate, reason)
         self.found.speed = outcome.speed
         return outcome.candidate
-
-    def _placed(self, candidate: Candidate) -> Candidate:
-        """The candidate with what passes narrowed left in float where that measures faster."""
-        from graphopt.steering.placing import place
-
-        with self.stages.within("placing units in float and on integers") as stage:
-            self.found.placing = place(self.bench, candidate, self.pipeline.steps, self.bench.tools.target, progress=stage)
-        return candidate if self.found.placing is None else self.found.placing.candidate
 
     def _baked(self, candidate: Candidate) -> Candidate:
         """The graph that the runtime makes of the candidate, where that computes the same and is not slower."""
@@ -380,16 +322,3 @@ class Run:
             self.found.warnings.append(f"a session with {shown} would be faster, but does not compute the same: {reason}")
             return None
         return tuned
-
-
-def _pass_ends(candidate: Candidate) -> list[int]:
-    """For each stretch of applications of one pass, the number after its last."""
-    ends: list[int] = []
-    last = None
-    for application in candidate.applications:
-        if application.pass_name == last:
-            ends[-1] = application.number + 1
-        else:
-            ends.append(application.number + 1)
-        last = application.pass_name
-    return ends

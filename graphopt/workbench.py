@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
@@ -10,18 +11,22 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import runtime
-from graphopt.errors import OutputError
+from graphopt.errors import GraphoptError, InputError, OutputError
 from graphopt.measurement.target import detect
+from graphopt.pipeline.checkpoints import Checkpoints
+from graphopt.quality import Quality
 from graphopt.rewriting.base import Effect
 from graphopt.rewriting.context import Tools
 from graphopt.settings import Settings
 
 if TYPE_CHECKING:
     from graphopt.measurement import FinalGraph, Latency, Speed
+    from graphopt.metric import Metric
     from graphopt.model import Model
     from graphopt.pipeline.presets import Pipeline
     from graphopt.pipeline.runner import Candidate
@@ -72,6 +77,11 @@ class Stages:
             stage(done)
             stage.total = total
 
+    def count(self, done: float, total: float) -> None:
+        """Say how much of the stage at hand is done."""
+        if self._shown is not None:
+            self._shown(done, total)
+
     def tell(self, text: str) -> None:
         """Say what the stage at hand is about."""
         if self._shown is not None:
@@ -103,17 +113,25 @@ class Workbench:
         self.compare_seconds = 0.0
         self._first: Model | None = loaded
         self._trials = 0
+        self._metric: Metric | None = None
         self._metric_before: float | None = None
+        self._checkpoints = Checkpoints()
         self._graphs: dict[tuple[bytes, Any], FinalGraph | None] = {}
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
     def build(self, hold: Any = None, pipeline: Pipeline | None = None) -> Candidate:
-        """A candidate: a pipeline, the run's own without one, over a fresh copy of the model, with something held back."""
+        """A candidate: a pipeline, the run's own without one, over a fresh copy of the model, with something held back.
+
+        What comes before the first lossy pass is done once for all candidates that are alike so far.
+        """
         from graphopt.pipeline.runner import run_pipeline
 
         with self.stages.stage("passes", "running passes") as stage:
-            return run_pipeline(self._fresh, pipeline or self.pipeline, hold=hold, observers=[Show(stage)], tools=self.tools)
+            return run_pipeline(
+                self._fresh, pipeline or self.pipeline, hold=hold, observers=[Show(stage)], tools=self.tools,
+                checkpoints=self._checkpoints,
+            )  # fmt: skip
 
     def _fresh(self) -> Model:
         first, self._first = self._first, None
@@ -145,45 +163,85 @@ class Workbench:
     ) -> tuple[str | None, dict[str, Any]]:
         """What is wrong with the candidate (None: nothing), and the verification; `final`: with what was exercised.
 
-        Where there is a metric and a budget of it, the metric judges a lossy candidate, not the distance of the outputs.
+        Where there is a metric and no budget of the outputs, the metric judges a lossy candidate, not the distance of the outputs.
+        `over_budget` in the verification: that is all that is wrong.
         """
         from graphopt.verification import verify
 
         request, started = self.request, time.perf_counter()
-        metric_judges = request.metric is not None and request.budget is not None
+        metric_judges = request.metric_judges
         effect = max([at_least, self.floor, *(Effect(r.effect) for r in candidate.runs if r.applied)], key=lambda e: e.strength)
         with self.file(candidate) as path:
             found = verify(
                 request.model, path, self.samples, effect=effect.value, tolerance=request.tolerance,
-                budget=math.inf if metric_judges else request.budget, threads=request.threads,
+                budget=math.inf if metric_judges else request.accepted, threads=request.threads,
                 provider=request.provider, reference=self.reference, coverage=final, settings=settings,
             )  # fmt: skip
         self.compare_seconds = time.perf_counter() - started
         if found.verdict != "different" and metric_judges and effect is Effect.LOSSY:
             quality = self.quality(candidate)
-            if not quality["loss"] <= request.budget:  # type: ignore[index, operator]
-                fall = f"{quality['before']:.6g} to {quality['after']:.6g}"  # type: ignore[index]
-                return f"{quality['metric']} falls from {fall}, beyond the budget of {request.budget:g}", found.to_dict()  # type: ignore[index]
+            assert quality is not None
+            reason = quality["fault"]
+            if not reason and not quality["loss"] <= request.accepted.limit:
+                fall = f"{quality['before']:.6g} to {quality['after']:.6g}"
+                reason = f"{quality['metric']} falls from {fall}, beyond the budget of {request.accepted}"
+            if reason:
+                return reason, found.to_dict() | {"over_budget": True}
         return found.reason, found.to_dict()
 
     def quality(self, candidate: Candidate) -> dict[str, Any] | None:
-        """The user's metric of the original and of the candidate; None where there is none."""
-        from graphopt.metric import load_metric, measure_metric
+        """The user's metric of the original and of the candidate; None where there is none.
+
+        Raises:
+            InputError: it raises on the original, or gives no finite number. On the candidate that is a `fault` of this.
+        """
+        if self.request.metric is None:
+            return None
+        with self.file(candidate) as path:
+            return self._metric_of(path)
+
+    def _metric_of(self, path: Path) -> dict[str, Any]:
+        from graphopt.metric import load_metric, measure_metric, relative_loss
 
         request = self.request
-        if request.metric is None:
-            return None
-        metric = load_metric(request.metric)
-
-        def of(path: Path) -> float:
-            return measure_metric(metric, path, threads=request.threads, provider=request.provider)
-
+        assert request.metric is not None
+        if self._metric is None:  # once: what it reads when it is imported need not be read for every candidate
+            self._metric = load_metric(request.metric)
+        metric, after, fault = self._metric, None, ""
         if self._metric_before is None:
-            self._metric_before = of(request.model)
+            self._metric_before = measure_metric(metric, request.model, threads=request.threads, provider=request.provider)
+        try:
+            after = measure_metric(metric, path, threads=request.threads, provider=request.provider)
+        except InputError as error:
+            fault = str(error).replace(f" on {path}", " on the result")
+        return {
+            "metric": metric.name, "before": self._metric_before, "after": after,
+            "loss": None if after is None else relative_loss(self._metric_before, after),
+            "budget": request.accepted.limit if request.metric_judges and request.budget is not None else None, "fault": fault,
+        }  # fmt: skip
+
+    def figures(self, candidate: Candidate, *, most: int | None = None, metric: bool = True, both: bool = False) -> Quality:
+        """How far the candidate's outputs are from the original's, as it would be served; on at most `most` samples.
+
+        `metric`: with the user's own measure, where there is one. `both`: with the runtime's optimizations off, too, as
+        verification looks at it: the worse of the two.
+        """
+        from graphopt.quality import measure
+
+        request = self.request
+        assert self.reference is not None
         with self.file(candidate) as path:
-            before, after = self._metric_before, of(path)
-        loss = (before - after) / abs(before) if before else before - after
-        return {"metric": metric.name, "before": before, "after": after, "loss": loss, "budget": request.budget}
+            try:
+                found = Quality()
+                for optimize in (False, True) if both else (True,):
+                    session = runtime.session(path, optimize=optimize, threads=request.threads, provider=request.provider)
+                    found = found.worse(measure(self.reference, self.samples[:most], functools.partial(runtime.run, session)))
+            except GraphoptError as error:
+                return Quality(math.inf, math.inf, 0.0, 0.0, fault=str(error).replace(str(path), "the result"))
+            if not metric or request.metric is None or found.fault:
+                return found
+            of = self._metric_of(path)
+        return replace(found, metric=of["after"], loss=of["loss"], fault=of["fault"])
 
     # --- how fast it is -----------------------------------------------------------------------------------------
 
@@ -258,6 +316,10 @@ class Workbench:
     def tell(self, text: str) -> None:
         """Say what is being tried."""
         self.stages.tell(text)
+
+    def count(self, done: float, total: float) -> None:
+        """Say how far it has come, of how much."""
+        self.stages.count(done, total)
 
     def _timing(self) -> list[Sample]:
         from graphopt.verification import for_timing

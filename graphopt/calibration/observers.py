@@ -52,6 +52,7 @@ class Statistics:
     channel_mean: np.ndarray | None = None
     channel_square: np.ndarray | None = None
     moment: np.ndarray | None = None
+    _ranges: dict[tuple[Any, ...], tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def constant(self) -> bool:
@@ -78,6 +79,12 @@ class Statistics:
         """
         if method not in METHODS:
             raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}")
+        asked = method, symmetric, bits, percent, self.elements
+        if asked not in self._ranges:  # a search replays a pass many times over the same statistics
+            self._ranges[asked] = self._range(method, symmetric, bits, percent)
+        return self._ranges[asked]
+
+    def _range(self, method: str, symmetric: bool, bits: int, percent: float) -> tuple[float, float]:
         if not math.isfinite(self.low):
             raise ValueError(f"{self.name}: no finite values were seen")
         low, high = self.low, self.high

@@ -54,7 +54,7 @@ def bisect(
         calibration=calibration,
         preprocess=preprocess,
         tolerance=o.finite(tolerance, "--tolerance"),
-        budget=o.finite(budget, "--budget"),
+        budget=o.budget_of(budget),
         seed=seed,
         fix_initializers=fix_initializers,
     )
@@ -140,7 +140,7 @@ class _Judge:
             save_model(candidate.model, trial / "candidate.onnx")
             found = verify(
                 request.model, trial / "candidate.onnx", self.samples, effect=effect.value, tolerance=request.tolerance,
-                budget=request.budget, threads=request.threads, provider=request.provider, reference=self.reference, coverage=False,
+                budget=request.accepted, threads=request.threads, provider=request.provider, reference=self.reference, coverage=False,
             )  # fmt: skip
         finally:
             shutil.rmtree(trial, ignore_errors=True)

@@ -35,8 +35,11 @@ def compress(
         typer.Option(metavar="MODULE:FUNCTION", help="Your own measure of quality; FILE.py:FUNCTION works too.", rich_help_panel=_PANEL),
     ] = None,
     budget: Annotated[
-        float, typer.Option(min=0, metavar="X", help="Loss of quality that is accepted, 0.01 for 1 %.", rich_help_panel=_PANEL)
-    ] = 0.01,
+        str,
+        typer.Option(
+            metavar="X|X%|XdB", help="Loss of quality that is accepted, 0.01 or 1%; of outputs also as 30dB.", rich_help_panel=_PANEL
+        ),
+    ] = "0.01",
     target_speedup: Annotated[
         float | None, typer.Option(metavar="X", help="Stop at this speed beside the original.", rich_help_panel=_PANEL)
     ] = None,
@@ -94,7 +97,7 @@ def compress(
 
     run = Request(
         model=model, output=output, preset=preset, options=o.settings_of(set_ or ()), plugins=tuple(plugin or ()), provider=provider,
-        threads=threads, metric=metric, budget=o.finite(budget, "--budget"), seed=seed, in_place=in_place, tune=False,
+        threads=threads, metric=metric, budget=o.budget_of(budget), seed=seed, in_place=in_place, tune=False,
     )  # fmt: skip
     o.existing(model, "file")
     check_target(run.destination)

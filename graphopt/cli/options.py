@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from graphopt import budget as budgets
 from graphopt.errors import InputError, OptionError
 
 _PIPELINE, _TARGET, _CHECK, _OUTPUT = "The pipeline", "The target", "Verification", "Output"
@@ -63,7 +64,13 @@ Tolerance = Annotated[
     float | None, typer.Option(min=0, metavar="X", help="Relative tolerance of float outputs.", rich_help_panel=_CHECK)
 ]
 Budget = Annotated[
-    float | None, typer.Option(min=0, metavar="X", help="Loss accepted of a lossy result, 0.01 for 1 %.", rich_help_panel=_CHECK)
+    str | None,
+    typer.Option(
+        metavar="X|X%|XdB|cos:X",
+        help="Loss accepted of a lossy result: 0.01 or 1% of the metric or the outputs, a signal-to-noise ratio of the outputs as 30dB, "
+        "a cosine as cos:0.99.",
+        rich_help_panel=_CHECK,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of synthesized inputs.", rich_help_panel=_CHECK)]
 Reports = Annotated[
@@ -131,6 +138,11 @@ def finite(value: float | None, option: str) -> float | None:
     if value is not None and not math.isfinite(value):
         raise OptionError(f"{option}: {value} is not a finite number")
     return value
+
+
+def budget_of(text: str | None) -> budgets.Budget | None:
+    """What --budget says."""
+    return None if text is None else budgets.Budget.of(text, "--budget")
 
 
 def onnx_only(path: Path, command: str) -> None:

@@ -56,6 +56,18 @@ def run(
             metavar="MODULE:FUNCTION", help="Your own measure of quality; FILE.py:FUNCTION works too.", rich_help_panel="Verification"
         ),
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the search for what is within the budget notes what it measured, to go on after an interruption; OUT.search.jsonl, "
+            "until the run is over, without it.",
+            rich_help_panel="Verification",
+        ),
+    ] = None,
+    search_seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="The longest that search may take.", rich_help_panel="Verification")
+    ] = 300.0,
     calibration: o.Calibration = None,
     preprocess: o.Preprocess = None,
     seed: o.Seed = 0,
@@ -116,8 +128,10 @@ def run(
         bench=not no_bench,
         tune=tune,
         tolerance=o.finite(tolerance, "--tolerance"),
-        budget=o.finite(budget, "--budget"),
+        budget=o.budget_of(budget),
         metric=metric,
+        journal=journal,
+        search_seconds=search_seconds,
         seed=seed,
         fix_initializers=fix_initializers,
         bake=bake,

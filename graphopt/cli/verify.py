@@ -44,7 +44,7 @@ def verify(
 
     shapes = o.shapes_of(shape or ())
     o.finite(tolerance, "--tolerance")
-    o.finite(budget, "--budget")
+    accepted = o.budget_of(budget)
     o.existing(samples, "samples file or folder")
     if is_program(a):
         if shapes:
@@ -55,8 +55,9 @@ def verify(
             runtime.resolve_provider(provider)
             with Progress(quiet=quiet).stage("verifying"):
                 found, warnings = compare_with(
-                    a, b, effect=effect, samples=samples, tolerance=tolerance, budget=budget, provider=provider, threads=threads, seed=seed
-                )
+                    a, b, effect=effect, samples=samples, tolerance=tolerance, budget=accepted, provider=provider, threads=threads,
+                    seed=seed,
+                )  # fmt: skip
         return _told(a, b, found, warnings, json, quiet)
     o.onnx_only(b, "graphopt verify with an ONNX model first")
     with only_result(json):
@@ -69,7 +70,7 @@ def verify(
             inputs, warnings = find_samples(original, reference, samples, shapes, seed)
         with progress.stage("verifying"):
             found = compare(
-                a, b, inputs, effect=effect, tolerance=tolerance, budget=budget, threads=threads, provider=provider, reference=reference
+                a, b, inputs, effect=effect, tolerance=tolerance, budget=accepted, threads=threads, provider=provider, reference=reference
             ).to_dict()
     return _told(a, b, found, warnings, json, quiet)
 

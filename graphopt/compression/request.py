@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graphopt.budget import Budget
 from graphopt.errors import OptionError
 from graphopt.recovery.tuning import Tuning
 from graphopt.request import Request
@@ -51,8 +52,18 @@ class CompressionRequest:
 
     @property
     def budget(self) -> float:
-        """The loss that is accepted: 1 % where nothing was said."""
-        return 0.01 if self.run.budget is None else self.run.budget
+        """The relative loss that is accepted: 1 % where nothing was said.
+
+        Raises:
+            OptionError: the budget is none of a loss.
+        """
+        if self.run.budget is None:
+            return 0.01
+        given = Budget.of(self.run.budget)
+        if given.kind == "cosine" or (given.kind == "snr" and self.run.metric is not None):
+            what = "the metric" if self.run.metric is not None else "the error of the outputs"
+            raise OptionError(f"budget {given}: shares are judged by {what}, so the budget is a relative loss, such as 0.01")
+        return given.part
 
     @property
     def budget_of_cuts(self) -> float:
@@ -68,8 +79,8 @@ class CompressionRequest:
         """Raises OptionError where a value makes no sense."""
         if self.target is not None and not (math.isfinite(self.target) and self.target > 1):
             raise OptionError(f"the target speed-up must be above 1, not {self.target}")
-        if not self.budget >= 0:
-            raise OptionError(f"budget must be 0 or more, not {self.budget}")
+        if not math.isfinite(self.budget):
+            raise OptionError(f"budget must be a finite number, not {self.budget}")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise OptionError(f"strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
         if self.trials < 1:

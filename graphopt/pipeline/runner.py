@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from graphopt.errors import CalibrationError
 from graphopt.model import Model
+from graphopt.pipeline.checkpoints import Checkpoint, Checkpoints, Place, copied, place_of
 from graphopt.pipeline.presets import Pipeline
 from graphopt.rewriting.base import Pass
 from graphopt.rewriting.changes import ChangeLog, Refusal
@@ -44,6 +45,7 @@ class PassRun:
     Attributes:
         status: "kept", "no-change", "rolled-back" or "failed".
         note: why it was rolled back or failed.
+        corrects: as the pass says.
         seconds: wall time.
     """
 
@@ -57,6 +59,7 @@ class PassRun:
     seconds: float = 0.0
     status: str = "no-change"
     note: str = ""
+    corrects: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def run_pipeline(
     hold: Hold | None = None,
     observers: Sequence[Observer] = (),
     tools: Tools | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Candidate:
     """Run a pipeline over the model that `load` gives; a pass that raises is left out, and the run done again.
 
@@ -136,6 +140,7 @@ def run_pipeline(
         hold: what must not be done.
         observers: told of each pass.
         tools: what the passes may use beyond the model.
+        checkpoints: of earlier runs over the same model with the same tools; what they have in common is not done again.
 
     Raises:
         CalibrationError: calibration samples are at fault; no pass is to blame for them.
@@ -145,7 +150,7 @@ def run_pipeline(
     while True:
         kept = Hold(hold.passes | failed.keys(), hold.applications, hold.limit)
         try:
-            candidate = _run(load(), pipeline, kept, observers, tools or Tools())
+            candidate = _run(load, pipeline, kept, observers, tools or Tools(), checkpoints)
         except PassFailed as failure:
             failed[failure.name] = _one_line(failure.error)
             continue
@@ -158,19 +163,35 @@ def run_pipeline(
         return candidate
 
 
-def _run(model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer], tools: Tools) -> Candidate:
-    run = _Run(model, pipeline, hold, observers, tools)
+def _run(
+    load: Callable[[], Model], pipeline: Pipeline, hold: Hold, observers: Sequence[Observer], tools: Tools,
+    checkpoints: Checkpoints | None,
+) -> Candidate:  # fmt: skip
+    place = None if checkpoints is None else place_of(pipeline)
+    known = None if checkpoints is None or place is None else checkpoints.find(pipeline, hold)
+    run = _Run(load() if known is None else known.model, pipeline, hold, observers, tools)
+    if known is not None:
+        run.resume(known)
     with collector_off():
-        first = 0
-        for stage in pipeline.stages:
-            places = range(first, first + len(stage.steps))
-            first += len(stage.steps)
-            for _ in range(stage.rounds):
-                changed = [run.step(i) for i in places]  # all of them, whatever the first did
+        step = 0
+        for number, stage in enumerate(pipeline.stages):
+            first, step = step, step + len(stage.steps)
+            if known is not None and number < known.place.stage:
+                continue
+            for turn in range(stage.rounds):
+                changed: list[bool] = []
+                for i in range(first, step):
+                    if turn == 0 and place is not None and i <= place.step:
+                        if known is not None and i < place.step:
+                            changed.append(known.changed[i - first])
+                            continue
+                        if known is None and i == place.step and checkpoints is not None:
+                            run.pause(place, changed, checkpoints)
+                    changed.append(run.step(i))  # all of them, whatever the first did
                 if not any(changed):
                     break
                 run.context.invalidate(shapes=True)  # what the round changed may have made more shapes known
-    return Candidate(model, run.records, run.applications, hold, [*model.notes, *dict.fromkeys(run.context.notes)])
+    return Candidate(run.model, run.records, run.applications, hold, [*run.model.notes, *dict.fromkeys(run.context.notes)])
 
 
 @dataclass(frozen=True)
@@ -197,19 +218,52 @@ class _Run:
 
     def __init__(self, model: Model, pipeline: Pipeline, hold: Hold, observers: Sequence[Observer], tools: Tools) -> None:
         self.model = model
+        self.pipeline = pipeline
         self.steps = pipeline.steps
         self.hold = hold
         self.observers = observers
-        self.records = [PassRun(step.name, step.effect.value) for step in self.steps]
+        self.records = [PassRun(step.name, step.effect.value, corrects=step.corrects) for step in self.steps]
         self.applications: list[Application] = []
         self.kind = _kind(model)
-        self.context = self.kind.context(model.graph)
-        if isinstance(self.context, Context):
-            self.context.tools = tools
+        self.tools = tools
+        self.context = self._context()
         self.held: list[set[Any]] = [set() for _ in self.steps]
         self.seen = [False] * len(self.steps)
         self.asked = 0
         self.nodes = self.kind.count(model.graph)
+
+    def _context(self) -> Any:
+        made = self.kind.context(self.model.graph)
+        if isinstance(made, Context):
+            made.tools = self.tools
+        return made
+
+    def pause(self, place: Place, changed: list[bool], checkpoints: Checkpoints) -> None:
+        """Keep how far it has come, and go on with a copy of the graph, as those do that start from here."""
+        repeats = self.pipeline.stages[place.stage].rounds > 1 and place.inner > 0
+        if self.model.kind != "onnx" or (repeats and any(self.held)):
+            return  # nodes that are held back in the next round are not those of a copy
+        if self.hold.limit is not None and self.hold.limit < self.asked:
+            return  # something before here did not happen for it
+        before = frozenset(step.name for step in self.steps[: place.step])
+        kept = checkpoints.keep(
+            lambda: Checkpoint(
+                self.pipeline, place, self.hold.passes & before, frozenset(n for n in self.hold.applications if n < self.asked),
+                self.model, tuple(changed), tuple(map(copied, self.records)), tuple(self.applications), self.asked, tuple(self.seen),
+                tuple(self.context.notes), self.nodes,
+            )
+        )  # fmt: skip
+        if kept is not None:
+            self.resume(kept)
+
+    def resume(self, known: Checkpoint) -> None:
+        """Go on from where another run was."""
+        self.model = known.fresh()
+        self.records = [copied(record) for record in known.records]
+        self.applications, self.asked = list(known.made), known.asked
+        self.seen, self.nodes = list(known.seen), known.nodes
+        self.context = self._context()
+        self.context.notes.extend(known.notes)
 
     def step(self, i: int) -> bool:
         """Run one pass; whether it changed anything."""

@@ -133,7 +133,16 @@ class Placer:
         own = [s for s in self.seen if s[0].layout.narrow == chosen]
         costs = self._costs(own)
         saves, units = self._units(costs, chosen)
-        return replace(placement, saves=saves, units=units)
+        return replace(self._answering(placement, costs), saves=saves, units=units)
+
+    def _answering(self, placement: Placement, costs: Costs) -> Placement:
+        """The placement, ready to be asked of others."""
+
+        def choose(penalties: Mapping[int, float]) -> frozenset[int]:
+            dearer = {n: ms + LEAST * costs.in_float[n] + penalties.get(n, 0.0) / self.scale for n, ms in costs.narrow.items()}
+            return cheapest(Costs(costs.in_float, dearer, costs.crossings, costs.rest))
+
+        return replace(placement, predict=lambda narrow: self.scale * costs.total(narrow), choose=choose)
 
     # --- measuring ----------------------------------------------------------------------------------------------
 
@@ -200,7 +209,7 @@ class Placer:
         chosen = cheapest(Costs(costs.in_float, charged, costs.crossings, costs.rest))
         predicted = {"float": costs.total(()), "all": costs.total(everything), "placed": costs.total(chosen)}
         saves, units = self._units(costs, chosen)
-        return Placement(everything - chosen, saves, {k: self.scale * v for k, v in predicted.items()}, units)
+        return self._answering(Placement(everything - chosen, saves, {k: self.scale * v for k, v in predicted.items()}, units), costs)
 
     def _units(self, costs: Costs, chosen: frozenset[int]) -> tuple[dict[int, float], tuple[UnitCost, ...]]:
         saves = {n: self.scale * costs.saves(n, chosen) for n in costs.narrow}

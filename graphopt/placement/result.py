@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,9 +50,13 @@ class Placement:
             here, conversions included. Of those in `hold` it is what they would save, which is mostly below 0.
         predicted_ms: milliseconds a run: "float" with none applied, "all" with all of them, "placed" without those in `hold`.
         units: one record an application, in their order.
+        predict: milliseconds a run with just these applications narrow, conversions included; None where nothing was measured.
+        choose: the applications that are best narrow where narrowing each costs that many milliseconds more, by number.
     """
 
     hold: frozenset[int] = frozenset()
     saves: Mapping[int, float] = field(default_factory=dict)
     predicted_ms: Mapping[str, float] = field(default_factory=dict)
     units: tuple[UnitCost, ...] = ()
+    predict: Callable[[frozenset[int]], float] | None = field(default=None, compare=False, repr=False)
+    choose: Callable[[Mapping[int, float]], frozenset[int]] | None = field(default=None, compare=False, repr=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt import runtime
+from graphopt.budget import Budget
 from graphopt.errors import InputError
 from graphopt.extras import require_torch
 from graphopt.programs.calling import Caller
@@ -25,7 +26,7 @@ def compare_with(
     effect: str = "rounding",
     samples: Path | None = None,
     tolerance: float | None = None,
-    budget: float | None = None,
+    budget: Budget | float | None = None,
     provider: str = "cpu",
     threads: int = 0,
     seed: int = 0,

@@ -172,6 +172,10 @@ class ProgramRun(Run):
             self.found.warnings.extend(warnings)
         bench.settle()
 
+    def _mended(self, candidate: Candidate, reason: str) -> Candidate:
+        """Of a program what is at fault is left out: there is no search for what is within a budget."""
+        return self._without_culprits(candidate, reason)
+
     def _reproducers(self, culprits: Any, failing: Any) -> None:
         """None: what is at fault is named, and the program is the user's own."""
 
@@ -295,7 +299,7 @@ class ProgramRun(Run):
                 return None
             return verify(
                 None, path, self.bench.samples, effect=strongest(trial, Effect.ROUNDING).value, tolerance=self.request.tolerance,
-                budget=self.request.budget, threads=self.request.threads, provider=self.request.provider,
+                budget=self.request.accepted, threads=self.request.threads, provider=self.request.provider,
                 reference=self._original(), coverage=False,
             ).reason  # fmt: skip
 

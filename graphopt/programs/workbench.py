@@ -98,7 +98,7 @@ class ProgramBench:
         except Exception as error:  # torch's checks of a program, which raise their own kinds
             runnable = _Broken(self.reference.output_names, f"it is no program that torch takes: {raised(error)}")
         found = verify(
-            None, runnable, self.samples, effect=effect.value, tolerance=request.tolerance, budget=request.budget,
+            None, runnable, self.samples, effect=effect.value, tolerance=request.tolerance, budget=request.accepted,
             reference=self.reference, coverage=final,
         )  # fmt: skip
         self.compare_seconds = time.perf_counter() - started

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from graphopt.reporting import placement, words
+from graphopt.reporting import placement, precision, words
 from graphopt.reporting.report import Report, plain
 
 _STYLE = """
@@ -37,6 +37,7 @@ def render(report: Report) -> str:
         _section("Placement", _placement(report)),
         _section("Refused", _refusals(report)),
         _section("Outputs", _outputs(report)),
+        _section("Precision", precision.html(plain(report.extra.get("precision")))),
         _section("Operators", operators_chart(report.before.get("operators", {}), report.after.get("operators", {}))),
         _section("Inputs and outputs", _interface(report)),
         _section("Notes", _list([*report.notes, *((report.verification or {}).get("notes") or [])])),

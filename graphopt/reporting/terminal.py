@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from graphopt.reporting import placement, words
-from graphopt.reporting.report import Report
+from graphopt.reporting import placement, precision, words
+from graphopt.reporting.report import Report, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,6 +154,8 @@ def _outcome(console: Console, report: Report) -> None:
         _line(console, label, figures)
     if report.quality:
         _line(console, "Quality", words.quality(report.quality))
+    for label, text in precision.lines(plain(report.extra.get("precision"))):
+        _line(console, label, text)
     taken = {k: v for k, v in report.seconds.items() if v}
     if taken:
         _line(console, "Time", ", ".join(f"{k} {words.seconds(v)}" for k, v in taken.items()))

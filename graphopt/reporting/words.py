@@ -202,6 +202,7 @@ def quality(figures: Mapping[str, Any]) -> str:
         text += f" {_figure(rest.pop('before', None))} → {_figure(rest.pop('after', None))}"
     if "samples" in rest:
         rest["samples"] = _number(rest["samples"])
+    rest = {key: value for key, value in rest.items() if value != ""}
     details = [_count(v, "sample") if k == "samples" else f"{k} {_figure(v)}" for k, v in rest.items() if v is not None]
     return text + (f" ({', '.join(details)})" if details else "")
 

@@ -141,6 +141,7 @@ class Pass:
         narrows: each application makes one unit of the graph run on narrower numbers; a run that measures speed decides
             which of them are worth it.
         smaller: it is there to make the model smaller: it stays where that makes it slower, and the report says so.
+        corrects: it makes up for what lossy passes before it rounded, and has nothing to do where they did nothing.
         calibrates: it asks for statistics of values on calibration samples (`context.calibrate`).
         before_export: of a pass on torch programs: whether it is of use where the program becomes an ONNX model.
         unmeasured: what becomes of it in a run that does not: "keep" or "leave-out".
@@ -154,6 +155,7 @@ class Pass:
     measured: ClassVar[bool] = False
     hides: ClassVar[frozenset[str]] = frozenset()
     narrows: ClassVar[bool] = False
+    corrects: ClassVar[bool] = False
     smaller: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
     before_export: ClassVar[bool] = True

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from graphopt import runtime
+from graphopt.budget import OUTPUTS, Budget
 from graphopt.errors import GraphoptError, OptionError
 from graphopt.settings import Settings
 from graphopt.verification.metrics import CAP, NOISE_FACTOR, Leaf, compare, eps_of, identical, is_float, leaves, scale_of
@@ -29,8 +30,6 @@ Verdict = Literal["identical", "equivalent", "within-budget", "different", "unve
 #: Relative tolerance by the strongest effect in the pipeline, for float32. A lossy candidate is first held to
 #: `rounding`: one that passes is equivalent, whatever its passes were allowed to do.
 RTOL = {"exact": 1e-5, "rounding": 1e-4, "lossy": 1e-4}
-#: What a lossy candidate may be away by default: ||a - b|| / ||b|| of each float output, part of changed integers.
-BUDGET = 0.1
 
 
 class Runnable(Protocol):
@@ -47,7 +46,8 @@ class OutputComparison:
 
     max_abs: largest |a - b|; max_rel: largest |a - b| relative to the value, with a floor (see `metrics`); cosine: the
     lowest; distance: the largest ||a - b|| / ||b||; flips: the largest part of integer, bool or string elements that
-    differ; ok: within what is allowed; reason: why not, or what else there is to know, "" for nothing.
+    differ; ok: within what is allowed; reason: why not, or what else there is to know, "" for nothing; broken: not ok in a
+    way that no budget pays for (shape, type, NaN, or it does not run).
     """
 
     name: str
@@ -58,6 +58,7 @@ class OutputComparison:
     reason: str = ""
     distance: float = 0.0
     flips: float = 0.0
+    broken: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: numbers that JSON lacks (infinity) are None."""
@@ -93,12 +94,18 @@ class Verification:
         wrong = [f"output {o.name!r}: {o.reason}" for o in self.outputs if not o.ok]
         return "; ".join(wrong) or "; ".join(self.notes) or "the outputs differ"
 
+    @property
+    def over_budget(self) -> bool:
+        """Whether all that is wrong is that a lossy candidate is further away than its budget."""
+        wrong = [o for o in self.outputs if not o.ok]
+        return self.verdict == "different" and bool(wrong) and not any(o.broken for o in wrong)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             "verdict": self.verdict, "samples": self.samples, "sizes": self.sizes,
             "outputs": [o.to_dict() for o in self.outputs], "notes": self.notes, "informative": self.informative,
-            "exercised": self.exercised, "coverage": self.coverage,
+            "exercised": self.exercised, "coverage": self.coverage, "over_budget": self.over_budget,
         }  # fmt: skip
 
 
@@ -109,7 +116,7 @@ def verify(
     *,
     effect: str = "rounding",
     tolerance: float | None = None,
-    budget: float | None = None,
+    budget: Budget | float | None = None,
     threads: int = 0,
     provider: str = "cpu",
     reference: Original | None = None,
@@ -120,7 +127,7 @@ def verify(
 
     original, candidate: ONNX files or the bytes of such, the candidate also something else that runs; effect: the
     strongest effect of the passes that made the candidate; tolerance: the relative tolerance for floats instead of the
-    one that effect and noise give; budget: for lossy ones, instead of BUDGET; reference: one made before of the same
+    one that effect and noise give; budget: for lossy ones, instead of `budget.OUTPUTS`; reference: one made before of the same
     original, whose answers are used again, or an original that is no ONNX file (`original` is None then); coverage:
     whether to measure how much of the graph the samples exercise; settings: of the candidate's session with the
     runtime's optimizations on, where it is to be served with others than plain ones.
@@ -132,16 +139,16 @@ def verify(
     """
     if effect not in RTOL:
         raise OptionError(f"effect '{effect}' is none of {', '.join(RTOL)}")
-    for what, value in (("tolerance", tolerance), ("budget", budget)):
-        if value is not None and not value >= 0:
-            raise OptionError(f"{what} must be 0 or more, not {value}")
+    if tolerance is not None and not tolerance >= 0:
+        raise OptionError(f"tolerance must be 0 or more, not {tolerance}")
+    accepted = OUTPUTS if budget is None else Budget.of(budget)
     mine = reference is None
     if reference is None:
         if original is None:
             raise ValueError("either an original or a reference must be given")
         reference = Reference(original, threads=threads, provider=provider)
     try:
-        job = _Job(reference, candidate, effect, tolerance, BUDGET if budget is None else budget, threads, provider, settings)
+        job = _Job(reference, candidate, effect, tolerance, accepted, threads, provider, settings)
         return job.run(list(samples), coverage)
     finally:
         if mine:
@@ -244,14 +251,14 @@ class _Job:
         self.identical = self.rounding = False
         self.result.notes.append(reason)
         for output in self.outputs.values():
-            output.ok, output.reason = False, output.reason or reason
+            output.ok, output.broken, output.reason = False, True, output.reason or reason
         return False
 
     def _output(self, name: str, found: Any, expected: Any, fallback: Any, noise: list[Noise], how: str) -> None:
         record = self.outputs[name]
         ours, theirs = leaves(found), leaves(expected)
         if [p for p, _ in ours] != [p for p, _ in theirs]:
-            self._fail(record, f"the structure of the output{how} differs from the reference's")
+            self._fail(record, f"the structure of the output{how} differs from the reference's", True)
             return
         other = [a for _, a in leaves(fallback)] if fallback is not None else []
         for i, ((_, a), (_, b)) in enumerate(zip(ours, theirs, strict=True)):
@@ -293,8 +300,9 @@ class _Job:
             )
         if not ok:
             self.rounding = False
-            if self.effect != "lossy" or leaf.fault or max(leaf.distance, leaf.flips) > self.budget:
-                self._fail(record, leaf.fault + how if leaf.fault else self._why(leaf, how))
+            broken = self.effect != "lossy" or leaf.fault != ""
+            if broken or not self.budget.allows(leaf.distance, leaf.cosine, leaf.flips):
+                self._fail(record, leaf.fault + how if leaf.fault else self._why(leaf, how), broken)
 
     def _compare(self, a: np.ndarray, b: np.ndarray, noise: Noise, key: tuple[str, int], how: str) -> Leaf:
         span = self.reference.ranges.get(key[0])
@@ -320,12 +328,13 @@ class _Job:
         if leaf.flips:
             return f"{leaf.flips:.2%} of its elements differ{how}"
         if self.effect == "lossy":
-            return f"distance {leaf.distance:.3g} is above the budget of {self.budget:g}{how}"
+            return self.budget.fault(leaf.distance, leaf.cosine) + how
         error = f"max relative error {leaf.max_rel:.3g} (max absolute {leaf.max_abs:.3g})"
         return f"{error} is {leaf.worst:.3g} times the tolerance{how}"
 
     @staticmethod
-    def _fail(record: OutputComparison, reason: str) -> None:
+    def _fail(record: OutputComparison, reason: str, broken: bool) -> None:
+        record.broken = record.broken or broken
         if record.ok:
             record.ok, record.reason = False, reason
 

@@ -30,6 +30,7 @@ class CorrectBias(Pass):
 
     name = "correct-bias"
     effect = Effect.LOSSY
+    corrects = True
     calibrates = True
 
     operators: str = option("convolutions", "Conv and Gemm, or MatMul too, whose means single tokens may decide",

@@ -28,6 +28,7 @@ _MOVED = frozenset({
     "DepthToSpace", "SpaceToDepth", "ReduceMax", "ReduceMin",
 })  # fmt: skip
 _CONSTANT_BYTES = 1 << 20  # of a constant that is an activation
+_FACTOR_ERROR = 0.02  # relative, root mean square, that rounding may put into constant factors
 
 
 @dataclass(eq=False)
@@ -200,15 +201,22 @@ def _joining(context: Context, node: ir.Node) -> Unit | None:
 
 
 def _constants(node: ir.Node) -> dict[int, np.ndarray]:
-    """The small constant inputs that a grid can stand for: finite, and not zero everywhere."""
+    """The small constant inputs that a grid can stand for: finite, not zero everywhere, and for factors none lost to its steps."""
     found = {}
     for place, value in enumerate(node.inputs):
         tensor = constant_tensor(value)
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT and 0 < tensor.nbytes <= _CONSTANT_BYTES:
             data = tensor.numpy()
-            if np.isfinite(data).all() and data.any():
+            if np.isfinite(data).all() and data.any() and (node.op_type != "Mul" or _even(data)):
                 found[place] = data
     return found
+
+
+def _even(data: np.ndarray) -> bool:
+    """Whether factors stay what they are on one grid: factors of channels can be so far apart that the small ones become zero."""
+    size = np.abs(data[data != 0].astype(np.float64))
+    step = (max(float(data.max()), 0.0) - min(float(data.min()), 0.0)) / 255
+    return bool(np.sqrt(np.mean((step / size) ** 2 / 12)) <= _FACTOR_ERROR)
 
 
 def _can_move(context: Context, node: ir.Node) -> bool:

@@ -318,3 +318,13 @@ def test_two_variable_factors_are_no_match() -> None:
     after, log = quantize(before, [{"x": d, "z": d} for d in data(4, 4)])
     assert ops(after) == ops(before)
     assert not log.refusals
+
+
+def test_factors_that_one_grid_would_lose_keep_a_product_in_float() -> None:
+    """Constant factors of channels a thousand times apart: the small ones would become zero in eight bits."""
+    weights = {"w": array(8, 8, seed=1) / 4, "v": array(8, 8, seed=2) / 4}
+    nodes = [node("Gemm", ["x", "w"], ["a"]), node("Mul", ["a", "f"], ["m"]), node("Gemm", ["m", "v"], ["c"]), node("Exp", ["c"], ["y"])]
+    for factors, joins in ((np.linspace(0.5, 1.5, 8), True), (np.geomspace(1e-3, 1, 8), False)):
+        proto = model(nodes, {"x": [5, 8]}, {"y": None}, weights | {"f": factors.astype(np.float32)})
+        after, _ = quantize(proto, data(5, 8))
+        assert kernels(after).get("QLinearMul", 0) == joins
