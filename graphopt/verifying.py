@@ -58,6 +58,7 @@ class Verifying:
                     candidate = chosen
                     again, self.found.verification = self.bench.compare(candidate)
                     if again is None:
+                        self.budgeted = None  # nothing was searched: what narrowing costs is measured of the result
                         return candidate
                     reason = again
                     continue

@@ -254,3 +254,25 @@ def test_what_corrects_a_unit_is_no_unit() -> None:
     candidate = Candidate(None, runs, made, Hold(), [])  # type: ignore[arg-type]
     assert [a.number for a in units_of(candidate)] == [1, 2]
     assert followers(candidate) == {"correct"}
+
+
+def test_a_placement_that_brings_it_within_the_budget(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to search then; what narrowing costs is measured of the result all the same."""
+    from dataclasses import replace
+
+    from graphopt.verifying import Verifying
+
+    def placed(self: Verifying, candidate: Candidate) -> Candidate:
+        loud = {a.number for a in candidate.applications if a.label in ("conv2", "conv3")}
+        return self.bench.build(replace(candidate.hold, applications=candidate.hold.applications | loud))
+
+    monkeypatch.setattr(Verifying, "_placed", placed)
+    monkeypatch.setattr("graphopt.run.Run._fastest", lambda self, candidate: candidate)
+    small = net.parent / "small.toml"
+    small.write_text('[[step]]\npass = "quantize-static"\n')
+    report = run(net, passes=None, preset=str(small), budget="26dB", bench=True, tune=False).report.to_dict()
+    precision = report["precision"]
+    assert report["verification"]["verdict"] == "within-budget"
+    assert not precision["searched"]
+    assert precision["quality"]["snr"] >= 26
+    assert all(u["alone"] is not None for u in precision["units"])
