@@ -40,6 +40,7 @@ class SmoothActivations(Pass):
     least_gain: float = option(1.0, "what must be gained, in dB of a product's predicted rounding noise", minimum=0)
     insert: bool = option(False, "multiply in front of Gemm and MatMul where there is nothing to fold into")
     insert_gain: float = option(3.0, "what must be gained for that, in dB", minimum=0)
+    least_values: int = option(512, "values of each channel that must have been seen; other samples go beyond fewer", minimum=0)
     max_growth_bytes: int = option(DEFAULT_GROWTH, GROWTH_HELP, minimum=0)
 
     def run(self, context: Context) -> None:
@@ -73,6 +74,8 @@ class SmoothActivations(Pass):
         """The scale, and what it gains in dB; None where there is none."""
         guards.require(statistics.fault is None, f"tensor {group.value.name!r} cannot be smoothed: {statistics.fault}")
         noise = Noise(group, statistics, context)
+        seen = statistics.elements // noise.channels
+        guards.require(seen >= self.least_values, f"only {seen} values of each channel were seen, too few to know its range by")
         candidates = [noise.balanced(self.alpha)] if self.alpha >= 0 else noise.candidates()
         best, before = None, noise.at(np.ones(noise.channels))
         least = before

@@ -23,6 +23,7 @@ def run(proto: onnx.ModelProto, samples, name: str = NAME, *, allow=None, **opti
     graph = ir.from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
     log = ChangeLog(name, allow)
     tools = Tools(Calibration.open(samples, graph))
+    options = {"least_values": 0} | options if name == NAME else options
     REGISTRY.get(name).configure({k.replace("_", "-"): v for k, v in options.items()}).run(Context(graph, log, tools=tools))
     drop_inferred(graph)
     made = ir.to_proto(graph)
@@ -189,6 +190,14 @@ def test_what_is_left_alone() -> None:
     _, log = run(shared, data(2, 5, 16), max_growth_bytes=0)
     assert log.applied == 0
     assert "a copy for this one would add" in reasons(log)[0]
+
+
+def test_ranges_of_few_values_are_not_relied_on() -> None:
+    """Each channel is stretched to the range that it was seen to take: what goes beyond is cut off in all of them."""
+    _, log = run(normalized(), data(2, 5, 16), least_values=51)
+    assert (log.applied, log.asked) == (0, 0)
+    assert reasons(log) == ["only 50 values of each channel were seen, too few to know its range by"]
+    assert run(normalized(), data(2, 5, 16), least_values=50)[1].applied == 1
 
 
 def test_what_is_held_back_stays() -> None:
