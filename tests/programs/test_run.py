@@ -155,7 +155,7 @@ def test_a_program_that_is_slower_is_not_what_comes_out(monkeypatch: pytest.Monk
         ({"provider": "cuda"}, "a.pt2", "--provider: only an ONNX model runs on a provider"),
         ({"in_place": True}, "a.onnx", "--in-place: there is no file to replace"),
         ({}, "a.pth", "a.pth: the name of the result must end in .onnx or .pt2"),
-        ({"passes": ("fuse-softmax",)}, "a.pt2", "pass 'fuse-softmax' works on ONNX graphs alone"),
+        ({"passes": ("raise-opset",)}, "a.pt2", "pass 'raise-opset' works on ONNX graphs alone"),
     ],
 )
 def test_options_that_make_no_sense(changes: dict[str, Any], destination: str, said: str, tmp_path: Path) -> None:
