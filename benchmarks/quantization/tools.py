@@ -31,7 +31,7 @@ class Tool:
         name: as the tables show it.
         preset: graphopt's preset; None for another tool.
         lossless: whether it computes the same as the model; such a result is the measure of nothing but speed.
-        encoders: whether it is for models with products of matrices alone.
+        encoders: whether it is for models alone in which products of matrices, or LSTMs, count.
     """
 
     name: str
@@ -52,24 +52,25 @@ TOOLS: dict[str, Tool] = {
         Tool("ort_int4", encoders=True),
         Tool("graphopt", "default", lossless=True),
         Tool("graphopt_int8", "int8"),
-        Tool("graphopt_int8_dynamic", "int8-dynamic"),
+        Tool("graphopt_int8_dynamic", "int8-dynamic", encoders=True),
         Tool("graphopt_int4", "int4", encoders=True),
     )
 }
 
-# Relative distance of the outputs that graphopt is held to where a model has no score; its cosine is then about 0.995.
-DISTANCE = 0.1
+# What graphopt holds the outputs to where a model has no score: the same loss.
+COSINE = f"cos:{1 - BUDGET:g}"
 
 
-# Kinds of models in which products of matrices take a good part of the time.
-_WITH_PRODUCTS = ("encoder", "text")
+def _with_products(case: Case) -> bool:
+    """Whether products of matrices, or an LSTM, take a good part of a model's time."""
+    return case.kind in ("encoder", "text") or case.name == "ppocrv4_rec" or case.name.startswith("silero")
 
 
 def applies(tool: Tool, case: Case) -> bool:
     """Whether a tool is run on a model: what is quantized already is no input for the others."""
     if case.kind == "quantized" and (tool.preset is None or tool.encoders):
         return False
-    return not tool.encoders or case.kind in _WITH_PRODUCTS or (case.kind == "ocr" and case.name.endswith("rec"))
+    return not tool.encoders or _with_products(case)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def command(tool: Tool, case: Case, calibration: Path, target: Path, python: Pat
     if tool.preset in calibrating():
         line += ["--calibration", str(calibration)]
     if case.task.score is None:
-        return [*line, "--budget", str(DISTANCE)]
+        return [*line, "--budget", COSINE]
     return [*line, "--budget", str(BUDGET), "--metric", f"benchmarks.quantization.metrics:{case.name}"]
 
 

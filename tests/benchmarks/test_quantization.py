@@ -213,16 +213,14 @@ def test_command_lines() -> None:
     assert line("nncf").startswith("python") and " nncf " in line("nncf") and "samples" in line("nncf")
     assert "--preset int8 " in line("graphopt_int8") and "--calibration samples" in line("graphopt_int8")
     assert line("graphopt_int8").endswith("--budget 0.01 --metric benchmarks.quantization.metrics:digits")
-    assert "--calibration" not in line("graphopt_int8_dynamic")  # a preset that does not calibrate turns samples down
-    assert "--budget" not in line("graphopt")
+    assert "--budget" not in line("graphopt") and "--calibration" not in line("graphopt")  # the default would turn samples down
+    assert tools.COSINE == "cos:0.99"
 
 
 def test_what_is_quantized_already_is_for_graphopt_alone() -> None:
     known = {case.name: case for case in cases.cases(None)}
     quantized = known["minilm_l6_int8"]
-    assert [name for name, tool in TOOLS.items() if tools.applies(tool, quantized)] == [
-        "graphopt", "graphopt_int8", "graphopt_int8_dynamic",
-    ]  # fmt: skip
+    assert [name for name, tool in TOOLS.items() if tools.applies(tool, quantized)] == ["graphopt", "graphopt_int8"]
     assert tools.applies(TOOLS["ort_dynamic_matmul"], known["minilm_l6_fp32_dynamo"])
     assert not tools.applies(TOOLS["ort_dynamic_matmul"], known["effnet_lite0_dynamo"])
 
