@@ -24,7 +24,7 @@ def test_fuzz() -> None:
     seconds = float(os.environ.get("GRAPHOPT_FUZZ_MODULE_SECONDS", "50"))
     checked, rejected, findings = run(seconds, int(os.environ.get("GRAPHOPT_FUZZ_SEED", "100000")))
     assert not findings, [f"seed {f.seed}: {f.text}; gone without {f.passes}" for f in findings]
-    assert checked >= seconds / 10 and rejected <= checked // 5
+    assert checked >= seconds / 25 and rejected <= checked // 5
 
 
 def test_every_kind_of_step_is_drawn_and_the_same_again() -> None:
