@@ -88,12 +88,12 @@ class _Compression:
             candidate, chosen = (base, work / "base.onnx") if best is None else (self._lineage(trials, journal, best, base), best.path)
             self._tell(found, trials)
             if request.then is not None:
-                chosen, candidate = self._then(chosen, candidate, judge, best, work / "then.onnx")
+                chosen, candidate = self._then(chosen, candidate, best, work / "then.onnx")
             with stage("verify", "judging the result"):
                 self.found.verification = self._verification(chosen, lossy=chosen != work / "base.onnx")
                 final = self._final(chosen, best)
             if request.then is not None:
-                self._time(chosen)
+                self.found.speed = trials.speed(chosen).to_dict()
             with stage("save", f"saving {run.destination.name}"):
                 save_model(load_model(chosen), run.destination, in_place=run.in_place)
             journal.close()
@@ -165,7 +165,7 @@ class _Compression:
         last = steps[0]
         return replace(last, runs=[*base.runs, *(run for step in reversed(steps) for run in step.runs)])
 
-    def _then(self, chosen: Path, candidate: Candidate, judge: Judge, best: Trial | None, path: Path) -> tuple[Path, Candidate]:
+    def _then(self, chosen: Path, candidate: Candidate, best: Trial | None, path: Path) -> tuple[Path, Candidate]:
         """The preset that follows, on samples that were learned from, within what is left of the budget."""
         request, run = self.request, self.request.run
         loss = max(best.loss, 0.0) if best is not None else 0.0
@@ -204,14 +204,6 @@ class _Compression:
             self.found.warnings.append(f"on samples that decided nothing it loses {loss:.2%}, beyond the budget of {request.budget:.2%}")
         decided = None if best is None else best.loss
         return {"loss": loss, "decided_by": decided, "gap": None if decided is None else loss - decided}
-
-    def _time(self, path: Path) -> None:
-        from graphopt.measurement import compare
-
-        run = self.request.run
-        sample = next(iter(self.parts.judged))
-        speed = compare(run.model, path, sample.feeds, threads=run.threads, provider=run.provider, max_seconds=self.request.seconds)
-        self.found.speed = speed.to_dict()
 
     # --- what is told -------------------------------------------------------------------------------------------
 

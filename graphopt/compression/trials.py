@@ -18,6 +18,7 @@ from graphopt.errors import InputError
 
 if TYPE_CHECKING:
     from graphopt.calibration import Source
+    from graphopt.measurement import Speed
     from graphopt.model import Model
     from graphopt.pipeline.presets import Pipeline
     from graphopt.pipeline.runner import Candidate
@@ -135,16 +136,22 @@ class Trials:
 
     def _measured(self, share: float, model: Model, detail: dict[str, Any]) -> Trial:
         from graphopt.formats import save_model
-        from graphopt.measurement import compare
 
-        run, path = self.request.run, self.journal.place()
+        path = self.journal.place()
         save_model(model, path)
         self.stages.tell(f"judging and timing the cut of {share:.0%}")
-        speed = compare(run.model, path, self._largest(), threads=run.threads, provider=run.provider, max_seconds=self.request.seconds)
+        speed = self.speed(path)
         quality = self.judge.quality(path)
         parameters = sum(v.const_value.size for v in model.graph.graph.initializers.values() if v.const_value is not None)
         detail |= {"quality": quality if isinstance(quality, float) else None, "speed": speed.to_dict()}
         return Trial(share, self.judge.loss(quality), speed.ratio, speed.low, speed.high, parameters, path, detail)
+
+    def speed(self, path: Path) -> Speed:
+        """How fast a model is beside the original, on the largest of the samples that decide."""
+        from graphopt.measurement import compare
+
+        run = self.request.run
+        return compare(run.model, path, self._largest(), threads=run.threads, provider=run.provider, max_seconds=self.request.seconds)
 
     def _largest(self) -> Mapping[str, np.ndarray]:
         """The judged sample with the most elements: speed at a size at which the model is used."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphopt.rewriting import Context, Effect, Pass, Refuse, guards, option
 
 from ..algebra.linear import DEFAULT_GROWTH, GROWTH_HELP, Linear, read
-from .scaling import Group, by_input, find_groups, move, only_source, positive
+from .scaling import Group, by_input, find_groups, moved, only_source, positive
 
 _SWEEPS = 50
 _STILL = 1e-3  # a sweep that moves no channel by more than this factor is the last
@@ -40,19 +40,11 @@ class EqualizeChannels(Pass):
         scales = _Chains(pairs, context).balanced() if pairs else {}
         changed = 0.0
         for group, _ in pairs:
-            scale, root = scales[group.value], group.readers[0]
+            scale = scales[group.value]
             if np.abs(np.log(scale)).max() < _STILL:
                 continue
-            try:
-                editor = move(group, scale, context, insert=False, limit=self.max_growth_bytes)
-            except Refuse as refusal:
-                context.log.refuse(root, refusal.reason)
+            if not moved(group, scale, context, insert=False, limit=self.max_growth_bytes):
                 continue
-            if not context.log.permit(root):
-                editor.discard()
-                continue
-            context.log.settled(root)
-            editor.commit()
             changed = max(changed, float(np.exp(np.abs(np.log(scale)).max())))
         if changed:
             context.log.note(f"channels scaled by factors of up to {changed:.3g}")

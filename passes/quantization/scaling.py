@@ -72,6 +72,22 @@ def by_input(linear: Linear) -> np.ndarray:
     return (weight.T if linear.transposed else weight)[None, :, :, None]
 
 
+def moved(group: Group, scale: np.ndarray, context: Context, *, insert: bool, limit: int) -> bool:
+    """Whether the changes of `move` were made: one application; a refusal, or one that is held back, changes nothing."""
+    root = group.readers[0]
+    try:
+        editor = move(group, scale, context, insert=insert, limit=limit)
+    except Refuse as refusal:
+        context.log.refuse(root, refusal.reason)
+        return False
+    if not context.log.permit(root):
+        editor.discard()
+        return False
+    context.log.settled(root)
+    editor.commit()
+    return True
+
+
 def move(group: Group, scale: np.ndarray, context: Context, *, insert: bool, limit: int) -> Editor:
     """State that a value is divided by a scale, one factor a channel, and that the weights that read it are multiplied.
 

@@ -13,7 +13,7 @@ from graphopt.rewriting import Context, Effect, Pass, Refuse, guards, option
 
 from ..algebra.linear import DEFAULT_GROWTH, GROWTH_HELP, read
 from .arithmetic import TOP
-from .scaling import Group, by_input, find_groups, move, positive
+from .scaling import Group, by_input, find_groups, moved, positive
 
 if TYPE_CHECKING:
     from graphopt.rewriting.context import Statistics
@@ -50,21 +50,16 @@ class SmoothActivations(Pass):
         found = context.calibrate((), method="min-max", channels={group.value: group.axis for group in groups})
         gains = []
         for group in groups:
-            root = group.readers[0]
             try:
                 scale, gain = self._scale(group, found[group.value], context)
-                if scale is None or gain < self.least_gain:
-                    continue
-                insert = self.insert and gain >= self.insert_gain and group.axis == -1
-                editor = move(group, scale, context, insert=insert, limit=self.max_growth_bytes)
             except Refuse as refusal:
-                context.log.refuse(root, refusal.reason)
+                context.log.refuse(group.readers[0], refusal.reason)
                 continue
-            if not context.log.permit(root):
-                editor.discard()
+            if scale is None or gain < self.least_gain:
                 continue
-            context.log.settled(root)
-            editor.commit()
+            insert = self.insert and gain >= self.insert_gain and group.axis == -1
+            if not moved(group, scale, context, insert=insert, limit=self.max_growth_bytes):
+                continue
             gains.append(gain)
         if gains:
             fall = f"rounding noise predicted to fall by {np.median(gains):.1f} dB in the median"
